@@ -1,0 +1,214 @@
+package segment
+
+import (
+	"fmt"
+	"math"
+	"sync"
+
+	"chronik/internal/invariant"
+	"chronik/internal/record"
+	"chronik/internal/vfs"
+)
+
+// maxKeptBuffer bounds the write buffers that are kept for reuse.
+const maxKeptBuffer = 4 << 20
+
+// writeBackStep is how many bytes are appended before the kernel is asked to
+// start writing them, so that the sync of a checkpoint finds little left to do.
+const writeBackStep = 1 << 20
+
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// staging is what Stage has gathered and Flush will write. The log itself is
+// untouched until all writes have succeeded.
+type staging struct {
+	buf    *[]byte
+	pieces []piece
+}
+
+// piece is the part of a staging that goes into one segment.
+type piece struct {
+	seg   *segment
+	isNew bool
+	from  int   // in the buffer; the piece ends where the next one starts
+	at    int64 // in the file
+	view  indexer
+}
+
+// Stage adds a batch at the end of the log, with its offset and leaderEpoch
+// stamped, to what the next Flush writes, and returns the offset. b holds exactly
+// one valid batch; it is copied, not changed.
+func (l *Log) Stage(b []byte, leaderEpoch int32) (baseOffset int64) {
+	h, err := record.Header(b)
+	invariant.Check(err == nil && h.Size() == len(b), "segment %s: stage %d bytes that are no batch: %v", l.dir, len(b), err)
+	p := l.pieceFor(h, int64(len(b)))
+	base := p.view.next
+	if l.stage.buf == nil {
+		l.stage.buf = buffers.Get().(*[]byte)
+	}
+	buf := append(*l.stage.buf, b...)
+	*l.stage.buf = buf
+	record.Stamp(buf[len(buf)-len(b):], base, leaderEpoch)
+	p.view.add(base, base+int64(h.LastOffsetDelta())+1, h.MaxTimestamp(), int64(len(b)))
+	return base
+}
+
+// StagedOffset is the offset the next staged batch gets.
+func (l *Log) StagedOffset() int64 {
+	if n := len(l.stage.pieces); n > 0 {
+		return l.stage.pieces[n-1].view.next
+	}
+	return l.NextOffset()
+}
+
+// pieceFor returns the piece the batch goes into, rolling first if it is due.
+func (l *Log) pieceFor(h record.Batch, size int64) *piece {
+	st := &l.stage
+	if len(st.pieces) == 0 {
+		seg := l.active()
+		view := indexer{*seg.pub.Load()}
+		st.pieces = append(st.pieces, piece{seg: seg, isNew: false, at: view.size, view: view})
+	}
+	p := &st.pieces[len(st.pieces)-1]
+	if !l.rollDue(&p.view.published, p.seg.base, h, size) {
+		return p
+	}
+	seg := newSegment(l.fs, l.dir, p.view.next)
+	from := 0
+	if st.buf != nil {
+		from = len(*st.buf)
+	}
+	st.pieces = append(st.pieces, piece{seg: seg, isNew: true, from: from, view: indexer{*seg.pub.Load()}})
+	return &st.pieces[len(st.pieces)-1]
+}
+
+// rollDue tells whether the batch starts a new segment. It looks at nothing but
+// the log's own batches and limits, so every replica decides alike.
+func (l *Log) rollDue(p *published, base int64, h record.Batch, size int64) bool {
+	switch {
+	case p.size == 0:
+		return false
+	case p.size+size > l.limitBytes:
+		return true
+	case p.next+int64(h.LastOffsetDelta())-base > math.MaxInt32:
+		return true
+	default:
+		// The difference of two timestamps a producer chose may overflow.
+		age := h.MaxTimestamp() - p.firstTs
+		return h.MaxTimestamp() > p.firstTs && (age > l.limitMs || age < 0)
+	}
+}
+
+// Flush writes what was staged, one write for each segment it goes into, and
+// makes it readable. Nothing is synced. On error nothing is appended: the log is
+// as it was before the first Stage, whatever reached the files lies behind their
+// lengths.
+func (l *Log) Flush() error {
+	st := &l.stage
+	defer l.Discard()
+	for k := range st.pieces {
+		if err := l.writePiece(k); err != nil {
+			return err
+		}
+	}
+	for k := range st.pieces {
+		p := &st.pieces[k]
+		view := p.view.published
+		p.seg.pub.Store(&view)
+		if p.isNew {
+			old := *l.list.Load()
+			// A fresh array: readers and pins hold the old one.
+			list := append(old[:len(old):len(old)], p.seg)
+			l.list.Store(&list)
+		}
+	}
+	for k := range st.pieces {
+		l.startWriteBack(st.pieces[k].seg)
+	}
+	return nil
+}
+
+// Discard forgets what was staged.
+func (l *Log) Discard() {
+	st := &l.stage
+	if st.buf != nil {
+		if cap(*st.buf) <= maxKeptBuffer {
+			*st.buf = (*st.buf)[:0]
+			buffers.Put(st.buf)
+		}
+		st.buf = nil
+	}
+	clear(st.pieces)
+	st.pieces = st.pieces[:0]
+}
+
+// Append is Stage and Flush of one batch.
+func (l *Log) Append(b []byte, leaderEpoch int32) (baseOffset int64, err error) {
+	baseOffset = l.Stage(b, leaderEpoch)
+	return baseOffset, l.Flush()
+}
+
+func (l *Log) writePiece(k int) error {
+	st := &l.stage
+	p := &st.pieces[k]
+	data := (*st.buf)[p.from:]
+	if k+1 < len(st.pieces) {
+		data = (*st.buf)[p.from:st.pieces[k+1].from]
+	}
+	if len(data) == 0 {
+		return nil // the first batch rolled: the segment that was active got nothing
+	}
+	w, err := l.writer(p.seg)
+	if err != nil {
+		return fmt.Errorf("append: %w", err)
+	}
+	if _, err := w.WriteAt(data, p.at); err != nil {
+		return fmt.Errorf("append to %s at byte %d: %w", p.seg.path, p.at, err)
+	}
+	return nil
+}
+
+// writer returns the segment's write handle, creating the file for its first batch.
+func (l *Log) writer(s *segment) (*refFile, error) {
+	if w := s.w.Load(); w != nil {
+		return w, nil
+	}
+	f, err := l.fs.OpenReadWrite(s.path, vfs.CategorySegment)
+	if err != nil {
+		return nil, err
+	}
+	if s.pub.Load().size == 0 {
+		l.created.Add(1)
+	}
+	w := newRefFile(f)
+	s.w.Store(w)
+	return w, nil
+}
+
+// startWriteBack lets the kernel begin to write a segment's new bytes once there
+// are enough of them. It never waits: the work is done by at most one goroutine a
+// log and a few a node, and what finds none free goes along with the next step.
+func (l *Log) startWriteBack(s *segment) {
+	size := s.pub.Load().size
+	if size-s.started < writeBackStep || !l.writeBack.CompareAndSwap(false, true) {
+		return
+	}
+	w := s.w.Load()
+	select {
+	case l.handles.writeBack <- struct{}{}:
+	default:
+		w = nil
+	}
+	if w == nil || !w.acquire() {
+		l.writeBack.Store(false)
+		return
+	}
+	from := s.started
+	s.started = size
+	l.wg.Go(func() {
+		writeBack(w, from, size-from)
+		w.release()
+		<-l.handles.writeBack
+		l.writeBack.Store(false)
+	})
+}

@@ -1,0 +1,221 @@
+package segment
+
+import (
+	"bytes"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"chronik/internal/record"
+	"chronik/internal/vfs"
+)
+
+// model is a log as a slice of batches, and the checkpoint a crash goes back to.
+type model struct {
+	batches [][]byte
+	heads   []record.Batch
+	start   int64
+
+	opts Options // of the last checkpoint
+	ckpt int     // batches in it
+	// drops are the drops after the checkpoint: after how many batches, to where.
+	drops []struct {
+		at     int
+		offset int64
+	}
+}
+
+func (m *model) next() int64 {
+	if len(m.heads) == 0 {
+		return 0
+	}
+	return m.heads[len(m.heads)-1].NextOffset()
+}
+
+func (m *model) add(b []byte) {
+	h, _ := record.Header(b)
+	m.batches, m.heads = append(m.batches, b), append(m.heads, h)
+}
+
+// TestModel drives a log with random appends, reads, look-ups, drops, checkpoints,
+// crashes and reopens, beside the model.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		handles := NewHandles(rapid.IntRange(1, 3).Draw(t, "handles"))
+		m := &model{opts: Options{FS: vfs.NewCrashableMem(), Dir: "data/p", SegmentBytes: 3000, SegmentMs: 500, Handles: handles}}
+		l := mustOpen(t, m.opts)
+		m.opts = checkpoint(t, l, m.opts)
+		now := int64(1000)
+		t.Repeat(map[string]func(*rapid.T){
+			"append": func(t *rapid.T) {
+				var bases []int64
+				n := rapid.IntRange(1, 4).Draw(t, "batches")
+				for range n {
+					now += rapid.Int64Range(-100, 200).Draw(t, "step")
+					ts := rapid.SliceOfN(rapid.Int64Range(now-50, now+50), 1, 4).Draw(t, "ts")
+					b := build(t, len(ts), rapid.IntRange(0, 1200).Draw(t, "pad"), ts...)
+					before := bytes.Clone(b)
+					base := l.Stage(b, 7)
+					if !bytes.Equal(b, before) {
+						t.Fatalf("Stage changed its argument")
+					}
+					m.add(stamped(b, base, 7))
+					bases = append(bases, base)
+				}
+				if rapid.IntRange(0, 9).Draw(t, "discard") == 0 {
+					l.Discard()
+					m.batches, m.heads = m.batches[:len(m.batches)-n], m.heads[:len(m.heads)-n]
+					return
+				}
+				if err := l.Flush(); err != nil {
+					t.Fatalf("flush: %v", err)
+				}
+				for k, base := range bases {
+					if h := m.heads[len(m.heads)-n+k]; h.BaseOffset() != base {
+						t.Fatalf("base %d, want %d", base, h.BaseOffset())
+					}
+				}
+			},
+			"read": func(t *rapid.T) { m.read(t, l) },
+			"time": func(t *rapid.T) { m.time(t, l, now) },
+			"drop": func(t *rapid.T) {
+				to := rapid.Int64Range(0, m.next()).Draw(t, "to")
+				l.DropBefore(to)
+				if to > m.start {
+					m.start = to
+					m.drops = append(m.drops, struct {
+						at     int
+						offset int64
+					}{len(m.batches), to})
+				}
+			},
+			"checkpoint": func(t *rapid.T) {
+				m.opts, m.ckpt, m.drops = checkpoint(t, l, m.opts), len(m.batches), nil
+			},
+			"crash": func(t *rapid.T) {
+				cfg := vfs.CrashCloneCfg{UnsyncedDataPercent: rapid.SampledFrom([]int{0, 50, 100}).Draw(t, "unsynced"), RNG: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))}
+				m.opts.FS = m.opts.FS.(*vfs.MemFS).CrashClone(cfg)
+				l = m.reopen(t, l)
+			},
+			"reopen": func(t *rapid.T) { l = m.reopen(t, l) },
+			"": func(t *rapid.T) {
+				if l.NextOffset() != m.next() || l.StartOffset() != m.start {
+					t.Fatalf("log [%d,%d), model [%d,%d)", l.StartOffset(), l.NextOffset(), m.start, m.next())
+				}
+				if n := handles.Len(); n > 3 {
+					t.Fatalf("%d files open", n)
+				}
+			},
+		})
+		want := bytes.Join(m.batches[m.first(m.start):], nil)
+		if got := all(t, l); !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes, want %d", len(got), len(want))
+		}
+		if err := l.Verify(); err != nil {
+			t.Fatalf("verify: %v", err)
+		}
+	})
+}
+
+// first is the place of the batch that holds offset.
+func (m *model) first(offset int64) int {
+	for k, h := range m.heads {
+		if h.NextOffset() > offset {
+			return k
+		}
+	}
+	return len(m.heads)
+}
+
+// reopen goes back to the checkpoint and applies again what followed: the
+// segments must come out at the same offsets.
+func (m *model) reopen(t *rapid.T, l *Log) *Log {
+	t.Helper()
+	before := l.Segments()
+	if err := l.Close(); err != nil {
+		t.Fatalf("close: %v", err)
+	}
+	l = mustOpen(t, m.opts)
+	drops := m.drops
+	for k := m.ckpt; ; k++ {
+		for len(drops) > 0 && drops[0].at == k {
+			l.DropBefore(drops[0].offset)
+			drops = drops[1:]
+		}
+		if k == len(m.batches) {
+			break
+		}
+		if base := mustAppend(t, l, m.batches[k], 7); base != m.heads[k].BaseOffset() {
+			t.Fatalf("replayed at %d, was at %d", base, m.heads[k].BaseOffset())
+		}
+	}
+	after := l.Segments()
+	if len(before) != len(after) {
+		t.Fatalf("segments %v, before the crash %v", after, before)
+	}
+	for k := range after {
+		if before[k] != after[k] {
+			t.Fatalf("segments %v, before the crash %v", after, before)
+		}
+	}
+	return l
+}
+
+func (m *model) read(t *rapid.T, l *Log) {
+	from := rapid.Int64Range(m.start, m.next()).Draw(t, "from")
+	maxBytes := rapid.IntRange(0, 9000).Draw(t, "max")
+	limit := rapid.Int64Range(from, m.next()).Draw(t, "limit")
+	got, err := l.Read(from, maxBytes, limit)
+	if err != nil {
+		t.Fatalf("read %d: %v", from, err)
+	}
+	starts := make(map[int64]bool)
+	for _, i := range l.Segments() {
+		starts[i.BaseOffset] = true
+	}
+	var want []byte
+	for k := m.first(from); k < len(m.batches); k++ {
+		b, h := m.batches[k], m.heads[k]
+		if h.NextOffset() > limit || (len(want) > 0 && (len(want)+len(b) > maxBytes || starts[h.BaseOffset()])) {
+			break
+		}
+		want = append(want, b...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("read %d max %d limit %d: %d bytes, want %d", from, maxBytes, limit, len(got), len(want))
+	}
+}
+
+func (m *model) time(t *rapid.T, l *Log, now int64) {
+	limit := rapid.Int64Range(m.start, m.next()).Draw(t, "limit")
+	ts := rapid.Int64Range(0, now+100).Draw(t, "ts")
+	wantOffset, wantTs, found := int64(0), int64(0), false
+	maxOffset, maxTs, some := int64(0), int64(math.MinInt64), false
+	for k := range m.batches {
+		err := m.heads[k].ForEach(func(r record.Record) error {
+			if r.Offset < m.start || r.Offset >= limit {
+				return nil
+			}
+			if !found && r.Timestamp >= ts {
+				wantOffset, wantTs, found = r.Offset, r.Timestamp, true
+			}
+			if r.Timestamp > maxTs {
+				maxOffset, maxTs, some = r.Offset, r.Timestamp, true
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+	}
+	offset, timestamp, ok, err := l.OffsetForTimestamp(ts, limit)
+	if err != nil || ok != found || offset != wantOffset || timestamp != wantTs {
+		t.Fatalf("timestamp %d: %d %d %v %v, want %d %d %v", ts, offset, timestamp, ok, err, wantOffset, wantTs, found)
+	}
+	offset, timestamp, ok, err = l.MaxTimestamp(limit)
+	if err != nil || ok != some || (ok && (offset != maxOffset || timestamp != maxTs)) {
+		t.Fatalf("max timestamp: %d %d %v %v, want %d %d %v", offset, timestamp, ok, err, maxOffset, maxTs, some)
+	}
+}

@@ -1,0 +1,174 @@
+package snapshot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"path"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"chronik/internal/invariant"
+	"chronik/internal/vfs"
+)
+
+// WriteInfo says what Write made.
+type WriteInfo struct {
+	FileBytes   int64 // the whole checkpoint file
+	RawBytes    int64 // the blob as it was given
+	StoredBytes int64 // the blob as it is stored
+}
+
+const (
+	writeBlock = 256 << 10
+	// syncEvery bounds the dirty bytes a background writer leaves to one sync:
+	// a big one would make the raftlog's fdatasync wait.
+	syncEvery = 8 << 20
+)
+
+// Write replaces dir's checkpoint by ck with the blob that writeBlob streams:
+// all or nothing, also across a crash, and durable when it returns. The
+// caller has synced every byte of ck.Files (Capture.Sync) before. writeBlob
+// returns how many bytes it wrote.
+func Write(fs vfs.FS, dir string, ck Checkpoint, codec Codec, writeBlob func(io.Writer) (int64, error)) (WriteInfo, error) {
+	if err := ck.check(); err != nil {
+		return WriteInfo{}, fmt.Errorf("write checkpoint in %s: %w", dir, err)
+	}
+	name := path.Join(dir, CheckpointName)
+	tmp := name + ckptTmpSuffix
+	info, err := writeTmp(fs, tmp, &ck, codec, writeBlob)
+	if err != nil {
+		return WriteInfo{}, errors.Join(fmt.Errorf("write %s: %w", tmp, err), removeIfThere(fs, tmp))
+	}
+	invariant.Point("snapshot.checkpoint.rename")
+	if err := fs.Rename(tmp, name); err != nil {
+		return WriteInfo{}, fmt.Errorf("write %s: %w", name, err)
+	}
+	invariant.Point("snapshot.checkpoint.renamed")
+	if err := vfs.SyncDir(fs, dir); err != nil {
+		return WriteInfo{}, fmt.Errorf("write %s: sync directory: %w", name, err)
+	}
+	invariant.Point("snapshot.checkpoint.durable")
+	return info, nil
+}
+
+func writeTmp(fs vfs.FS, tmp string, ck *Checkpoint, codec Codec, writeBlob func(io.Writer) (int64, error)) (info WriteInfo, err error) {
+	invariant.Point("snapshot.checkpoint.create")
+	f, err := fs.Create(tmp, vfs.CategorySnapshot)
+	if err != nil {
+		return info, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	invariant.Point("snapshot.checkpoint.created")
+
+	head := appendHeader(nil, ck, codec)
+	headCRC := binary.BigEndian.Uint32(head[len(head)-4:])
+	out := &blockWriter{f: f, buf: make([]byte, 0, writeBlock)}
+	if _, err := out.Write(head); err != nil {
+		return info, err
+	}
+	raw, crc, err := compressBlob(out, codec, writeBlob)
+	if err != nil {
+		return info, err
+	}
+	foot := footer{stored: out.n - int64(len(head)), raw: raw, crc: crc}
+	if _, err := out.Write(appendFooter(nil, foot, headCRC)); err != nil {
+		return info, err
+	}
+	if err := out.flush(); err != nil {
+		return info, err
+	}
+	invariant.Point("snapshot.checkpoint.sync")
+	if err := f.Sync(); err != nil {
+		return info, err
+	}
+	invariant.Point("snapshot.checkpoint.synced")
+	return WriteInfo{FileBytes: out.n, RawBytes: raw, StoredBytes: foot.stored}, nil
+}
+
+// compressBlob streams the blob through the codec to out.
+func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, error)) (raw int64, crc uint32, err error) {
+	var enc io.WriteCloser
+	switch codec {
+	case None:
+		enc = nopCloser{out}
+	case Gzip:
+		enc = gzip.NewWriter(out)
+	case Zstd:
+		enc, err = zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+		if err != nil {
+			return 0, 0, err
+		}
+	default:
+		return 0, 0, fmt.Errorf("unknown %s", codec)
+	}
+	t := &rawWriter{w: enc}
+	said, err := writeBlob(t)
+	if err = errors.Join(err, enc.Close()); err != nil {
+		return 0, 0, fmt.Errorf("blob at byte %d: %w", t.n, err)
+	}
+	if said != t.n {
+		return 0, 0, fmt.Errorf("blob: %d bytes written, %d reported", t.n, said)
+	}
+	return t.n, t.crc, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// rawWriter counts and checksums the blob before compression.
+type rawWriter struct {
+	w   io.Writer
+	n   int64
+	crc uint32
+}
+
+func (t *rawWriter) Write(p []byte) (int, error) {
+	if t.n+int64(len(p)) > MaxBlobBytes {
+		return 0, fmt.Errorf("%w: blob above %d bytes", ErrTooLarge, int64(MaxBlobBytes))
+	}
+	n, err := t.w.Write(p)
+	t.crc = crc32.Update(t.crc, castagnoli, p[:n])
+	t.n += int64(n)
+	return n, err
+}
+
+// blockWriter gathers small writes to blocks of its own (a vfs.File may scribble
+// over what it is given) and syncs every syncEvery bytes.
+type blockWriter struct {
+	f      vfs.File
+	buf    []byte
+	n      int64 // bytes accepted
+	synced int64 // bytes accepted at the last sync
+}
+
+func (b *blockWriter) Write(p []byte) (int, error) {
+	written := 0
+	for len(p) > 0 {
+		k := min(len(p), cap(b.buf)-len(b.buf))
+		b.buf = append(b.buf, p[:k]...)
+		p, written, b.n = p[k:], written+k, b.n+int64(k)
+		if len(b.buf) == cap(b.buf) {
+			if err := b.flush(); err != nil {
+				return written, err
+			}
+		}
+	}
+	return written, nil
+}
+
+func (b *blockWriter) flush() error {
+	if _, err := b.f.Write(b.buf); err != nil {
+		return err
+	}
+	b.buf = b.buf[:0]
+	if b.n-b.synced < syncEvery {
+		return nil
+	}
+	b.synced = b.n
+	return b.f.SyncData()
+}

@@ -1,0 +1,93 @@
+// Package snapshot keeps a replica's durable state in one file and carries it
+// to other nodes: the checkpoint file, the manifest of its bytes, the Server
+// that hands them out, the Receiver that fetches what it lacks, the generation
+// directories both work in, and the arithmetic of when to snapshot and trim.
+// It knows neither Raft nor the network: indexes come in, a Source carries
+// requests.
+//
+// # Who calls what
+//
+// The owner of a replica (package raftgroup) has a directory per replica,
+// base, with one directory per generation in it (correctness rules 12, 13):
+//
+//	base/g7/checkpoint          the state at index S: header, file list, blob
+//	base/g7/<data files>        whatever the state machine keeps; they only grow
+//	base/g8.staging/            a Fetch that is not complete; *.part inside
+//	base/g8/                    complete, verified, durable; live once the
+//	                            raftlog's Install record names generation 8
+//
+// Taking a checkpoint, on a background goroutine:
+//
+//	capture.Sync()
+//	info, err := snapshot.Write(fs, snapshot.GenDir(base, 7), snapshot.Checkpoint{
+//		Group: g, Point: p, Files: files, CreatedAt: now}, snapshot.Zstd, capture.WriteTo)
+//	capture.Published()
+//
+// Opening a replica:
+//
+//	snapshot.RemoveOthers(fs, base, generation)        // the one the raftlog names
+//	ck, blob, err := snapshot.Read(fs, snapshot.GenDir(base, generation))
+//	errors.Is(err, snapshot.ErrNoCheckpoint)           // a new replica: start empty
+//
+// Offering it (leader), when raft wants a snapshot sent:
+//
+//	pin, err := server.Pin(group, replica, snapshot.GenDir(base, 7), toNode)
+//	msg := pin.Offer(myNode).Append(nil)               // travels to the follower
+//	server.Unpin(pin.ID)                               // transfer over, either way
+//	server.Live(group)                                 // for TrimTo
+//	server.Handle(ctx, method, req)                    // every transport call "snapshot.*"
+//
+// Fetching it (follower), on a goroutine of its own:
+//
+//	offer, err := snapshot.DecodeOffer(msg)
+//	staged, err := receiver.Fetch(ctx, offer, snapshot.FetchOptions{
+//		Base: base, Live: 7, Next: 8, Donors: donors, Reserve: reserve, Priority: snapshot.PriorityVoter}, source)
+//	ck, blob, err := snapshot.Read(fs, staged.Dir)     // staged.Dir is base/g8
+//	// step MsgSnap; one raftlog Install record with generation 8; switch; then
+//	receiver.Done(ctx, offer, source)                  // the source drops its pin
+//	snapshot.RemoveOthers(fs, base, 8)
+//
+// A Fetch that failed or was cancelled keeps its staging: the next Fetch into
+// the same Base and Next goes on, whatever the new offer is. Cancel and wait
+// for the running one before starting another (ErrBusy). When raft did not
+// want the snapshot after all, or the replica caught up through the log,
+// receiver.Discard(group, base, live) removes what was staged.
+//
+// # Ownership
+//
+// The Server owns pins and their open files; an unlink or a newer checkpoint's
+// rename does not disturb a pin. A pin ends by Unpin, by the receiver's Done, or
+// when the receiver stays silent or slower than the minimum rate for PinExpiry.
+// The Receiver owns base/g<Next>.staging from Fetch to its return. A file in
+// staging is either *.part, written by this package alone, or complete under
+// its own name and then never written again, for it may be a hard link into
+// the live generation.
+//
+// # Why a crash leaves the old state or the new
+//
+// Checkpoint: everything is written to checkpoint.tmp and synced, renamed over
+// checkpoint, and the directory is synced. A crash before the rename is durable
+// leaves the old file, whose data files are still there because rule 12 unlinks
+// only after Write returned.
+//
+// Generation: nothing is named g<Next> before each of its files is synced, read
+// back, hashed and the staging directory synced; then one rename and one sync
+// of base. Nothing refers to g<Next> before the raftlog does.
+//
+// Resume: what is in staging is hashed again and what matches the (possibly
+// new) manifest is kept. There is no journal that could disagree with the bytes.
+// Part files are synced every few MiB, so a power loss costs at most those.
+//
+// # Memory
+//
+// A transfer holds 1 MiB a call in flight (Parallel, 4) twice, one hashing
+// buffer, and the manifest: 32 bytes for each MiB of state. The source holds
+// the replies in flight and the manifest. Blobs are streamed when written.
+//
+// # Non-goals
+//
+// Deciding when to offer, votes, membership, and the install record belong to
+// raftgroup. What a blob means belongs to the state machine. Bytes that the
+// source itself holds corrupted are sent as they are: record checksums are
+// checked by whoever opens the state.
+package snapshot

@@ -289,11 +289,31 @@ func (c *Cluster) Stop(id int) {
 		c.TB.Fatal(err)
 	}
 	c.Eventually(15*time.Second, "node stops", func() error {
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n.PID)); err == nil && strings.Contains(string(b), n.Dir) {
+		if n.Alive() {
 			return fmt.Errorf("node %d still runs", id)
 		}
 		return nil
 	})
+}
+
+// Alive tells whether the node's process runs.
+func (n Node) Alive() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n.PID))
+	return err == nil && strings.Contains(string(b), n.Dir)
+}
+
+// Ready returns nil once node id says it serves.
+func (c *Cluster) Ready(id int) error {
+	client := http.Client{Timeout: 2 * time.Second}
+	resp, err := client.Get("http://" + c.Node(id).Admin + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("node %d: %s", id, resp.Status)
+	}
+	return nil
 }
 
 // Get reads JSON from node id's admin address.

@@ -2,8 +2,13 @@ package raftgroup
 
 import (
 	"io"
+	"log/slog"
+	"time"
 
 	"chronik/internal/ident"
+	"chronik/internal/raftlog"
+	"chronik/internal/snapshot"
+	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
 
@@ -86,9 +91,195 @@ type CaptureFile struct {
 // overwritten or removed; the log's entries are applied again.
 type OpenFunc func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error)
 
+// RoleWatcher is what a state machine may implement besides StateMachine to
+// hear of leadership. RoleChanged is called on a raft worker, concurrently with
+// Apply, and must not block. leading is true only once this replica has applied
+// its own term's empty entry, so it may serve (correctness rule 25).
+type RoleWatcher interface {
+	RoleChanged(leader ident.NodeID, term ident.Term, leading bool)
+}
+
 // Waiter is told what became of a proposal, exactly once, on an apply goroutine
 // or a raft worker: it must not block. On error nothing is known about the
-// entry, except with ErrNotLeader or ErrBusy from before it was appended.
+// entry, except with ErrNotLeader or ErrBusy, which say that it was never
+// appended. On a replica that is stopped, quarantined or over its bound of queued
+// bytes it is called before Propose returns.
 type Waiter interface {
 	Applied(index ident.Index, term ident.Term, res Result, err error)
+}
+
+// ProposeOptions say when a proposal counts as done.
+type ProposeOptions struct {
+	// MinReplicas is the number of voters, the leader included, that must hold
+	// the entry durably before the waiter is released (correctness rule 27). At
+	// or below a majority, which a commit implies anyway, it costs nothing.
+	MinReplicas int
+	// Deadline bounds the wait: ErrTimeout while the entry is not applied,
+	// ErrNotEnoughReplicasAfterAppend when only MinReplicas is not reached. Its
+	// grain is one heartbeat interval. Zero: no deadline.
+	Deadline time.Time
+}
+
+// Spec is the durable description of a replica: what its raftlog creation
+// record carries, and all that is needed to open it again.
+type Spec struct {
+	Group   ident.GroupID
+	Replica ident.ReplicaID
+	// Name is for people, logs and metrics: "orders-0".
+	Name string
+	// Key is the group's part of the directory name: "meta", "offsets-3" or
+	// "<topic id>-<partition>". No path separator, at most 200 bytes.
+	Key string
+	// Topic and Partition are what Name is made of.
+	Topic     string
+	Partition int32
+	// Members are the initial voters and learners. Empty: the replica joins a
+	// group that runs and waits for its leader's snapshot.
+	Members []Member
+	// CreatedAt is the metadata index that named the replica (0 for genesis).
+	CreatedAt ident.Index
+	// Kind is the caller's: which state machine this is.
+	Kind byte
+	// Priority puts the replica on the workers that only such replicas use.
+	Priority bool
+}
+
+// Role is a replica's part in its group.
+type Role uint8
+
+// Roles.
+const (
+	RoleFollower Role = iota
+	RoleCandidate
+	RoleLeader
+	RoleLearner
+)
+
+// State says whether a replica takes part in its group.
+type State uint8
+
+// States.
+const (
+	StateHeld        State = iota // opened, not yet released by Host.Start
+	StateRunning                  // takes part
+	StateReceiving                // takes part, and a snapshot is on its way
+	StateQuarantined              // takes no part for good; wants replacement
+	StateStopped                  // closed
+)
+
+// Follower is a leader's view of another replica.
+type Follower struct {
+	Replica ident.ReplicaID
+	Node    ident.NodeID
+	Learner bool
+	// Match is the highest index known to be durable there.
+	Match ident.Index
+	// State is raft's: probe, replicate or snapshot.
+	State string
+	// Lag is the leader's last index minus Match.
+	Lag uint64
+	// Alive: its node is connected.
+	Alive bool
+}
+
+// Status is a replica at one moment. Callers may keep it but not change it.
+type Status struct {
+	Group         ident.GroupID
+	Replica       ident.ReplicaID
+	Name          string
+	Topic         string
+	Partition     int32
+	Kind          byte
+	Role          Role
+	State         State
+	Reason        string // why it is quarantined
+	Leader        ident.ReplicaID
+	LeaderNode    ident.NodeID // 0: unknown
+	Term          ident.Term
+	FirstIndex    ident.Index
+	LastIndex     ident.Index
+	CommitIndex   ident.Index
+	AppliedIndex  ident.Index
+	SnapshotIndex ident.Index
+	// Serving: leads, and has applied its own term's empty entry.
+	Serving   bool
+	Members   []Member
+	Followers []Follower // on the leader only
+
+	// Counters since the process started.
+	SnapshotsCreated      uint64
+	SnapshotsInstalled    uint64
+	SnapshotBytesReceived uint64
+	SnapshotBytesReused   uint64
+	// EntriesReplayed counts the entries applied while catching up: those that
+	// were committed when this replica first heard its group after a start or an install.
+	EntriesReplayed uint64
+}
+
+// Events is told what happens to groups, on raft workers and background
+// goroutines: its methods must not block and must not call back into Host
+// methods that wait (Create, Remove, Stop).
+type Events interface {
+	// LeaderChanged: node 0 means unknown. For this node isMe is true, and the
+	// call comes only once the replica may serve (correctness rule 25).
+	LeaderChanged(group ident.GroupID, replica ident.ReplicaID, leader ident.NodeID, term ident.Term, isMe bool)
+	// Quarantined: the replica takes no further part.
+	Quarantined(group ident.GroupID, replica ident.ReplicaID, err error)
+	// ReplacementNeeded: the replica lost durable state or cannot read it.
+	ReplacementNeeded(group ident.GroupID, replica ident.ReplicaID, why string)
+	// MembersChanged: a membership change or an install was applied here.
+	MembersChanged(group ident.GroupID, members []Member)
+	// Saw: a peer's frame carried its durable LSN (correctness rule 18).
+	Saw(node ident.NodeID, store ident.StoreID, lsn uint64)
+	// Fatal: the raftlog failed for good; the process must end.
+	Fatal(err error)
+}
+
+// Sender is what raft messages leave through: transport.Transport or its twin.
+type Sender interface {
+	Send(node ident.NodeID, class transport.Class, bufs ...[]byte) bool
+	Connected(node ident.NodeID) bool
+}
+
+// Options configure a Host. All fields without a default are required.
+type Options struct {
+	Node  ident.NodeID
+	Store ident.StoreID
+	FS    vfs.FS
+	// Dir holds a directory for each replica.
+	Dir    string
+	Log    *raftlog.Log
+	Sender Sender
+	// Server hands this node's checkpoints to others, Receiver fetches theirs
+	// through Source.
+	Server   *snapshot.Server
+	Receiver *snapshot.Receiver
+	Source   snapshot.Source
+	Events   Events
+	Logger   *slog.Logger
+	// ElectionTimeout is at least twice HeartbeatInterval. Defaults 1 s, 100 ms.
+	ElectionTimeout   time.Duration
+	HeartbeatInterval time.Duration
+	// Workers is the number of raft workers and of apply workers beside the
+	// priority ones. Default: GOMAXPROCS.
+	Workers int
+	Policy  Policy
+	// Compression of checkpoint blobs. The zero value is none.
+	Compression snapshot.Codec
+}
+
+// Policy says when checkpoints are taken and what of the log is kept behind
+// them. Zero fields take the default in brackets.
+type Policy struct {
+	ThresholdEntries uint64 // [10,000]
+	ThresholdBytes   int64  // [64 MiB]
+	// Interval between checkpoints of a replica that applied anything; jittered; 0: off.
+	Interval time.Duration
+	// KeepEntries are kept in the log behind a checkpoint [a tenth of
+	// ThresholdEntries, at most 5,000], at most 16 MiB. Negative: none.
+	KeepEntries int64
+	// HoldBytes bounds the log kept for a connected follower that lags [64 MiB].
+	HoldBytes int64
+	// MaxConcurrent checkpoints are written at a time [2].
+	MaxConcurrent int
 }

@@ -1,0 +1,83 @@
+package raftgroup
+
+import (
+	"context"
+	"time"
+
+	"chronik/internal/ident"
+)
+
+// Stop hands leadership over, takes last checkpoints and closes everything.
+// When ctx ends, the first two are cut short; closing is not. No call of an
+// Event, a Waiter or a state machine happens after it returns. The raftlog
+// stays open and is closed by its owner afterwards.
+func (h *Host) Stop(ctx context.Context) error {
+	h.mu.Lock()
+	if h.stopping {
+		h.mu.Unlock()
+		return ErrStopped
+	}
+	h.stopping = true
+	h.mu.Unlock()
+	h.handOver(ctx)
+	h.lastCheckpoints(ctx)
+	all := h.Replicas()
+	for _, r := range all {
+		r.shutdown(ErrStopped)
+	}
+	h.cancel()
+	for _, r := range all {
+		<-r.done
+	}
+	h.loops.Wait()
+	h.bg.close()
+	h.timers.close()
+	h.apply.close()
+	h.raft.close()
+	return nil
+}
+
+// handOver moves leaderships to connected voters and waits until none is left
+// that could move.
+func (h *Host) handOver(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*h.opt.ElectionTimeout)
+	defer cancel()
+	for {
+		left := 0
+		for _, r := range h.Replicas() {
+			if st := r.Status(); st.Role == RoleLeader && st.State == StateRunning && r.Alive() > 1 {
+				left++
+				r.TransferLeadership(0)
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(h.opt.HeartbeatInterval):
+		}
+	}
+}
+
+// lastCheckpoints makes the next start fast: less is applied again.
+func (h *Host) lastCheckpoints(ctx context.Context) {
+	all := h.Replicas()
+	done := make(chan struct{}, len(all))
+	n := 0
+	for _, r := range all {
+		st := r.Status()
+		if (st.State == StateRunning || st.State == StateReceiving) && st.AppliedIndex > st.SnapshotIndex {
+			r.TakeCheckpoint(func(ident.Index, error) { done <- struct{}{} })
+			n++
+		}
+	}
+	for range n {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

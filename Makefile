@@ -1,0 +1,48 @@
+# make prints its targets.
+.DEFAULT_GOAL := help
+GOFUMPT := mvdan.cc/gofumpt@v0.12.0
+LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+RACE := ./internal/...
+FUZZTIME ?= 30s
+
+help: ## print the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## build bin/chronik
+	go build -o bin/chronik ./cmd/chronik
+
+test: ## every test that needs only Go
+	go test ./...
+
+race: ## the packages with goroutines under the race detector
+	go test -race $(RACE)
+
+lint: ## golangci-lint and gofumpt
+	@test -z "$$(go run $(GOFUMPT) -l . | tee /dev/stderr)" || { echo "not gofumpt'd"; exit 1; }
+	go run $(LINT) run ./...
+
+fmt: ## gofumpt everything
+	go run $(GOFUMPT) -w .
+
+fuzz: ## each fuzz target for FUZZTIME
+	@test/fuzz.sh $(FUZZTIME)
+
+e2e: ## three stories with kafka-python 2.0.2 (needs python3)
+	@test/e2e/run.sh
+
+compat: ## the client matrix (needs python3, java, mvn; skips what is missing)
+	@test/compat/run.sh
+
+kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
+	CHRONIK_ROUNDS=50 go test -count=1 -timeout 30m -run TestKillRounds -v ./test/kill
+	CHRONIK_ROUNDS=20 go test -count=1 -timeout 30m -run TestKillAll -v ./test/kill
+
+demo-input: ## every line of GOROOT/src through a cluster while a node dies
+	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
+
+bench: ## throughput and latency against the bare loop of the same run
+	@test/bench/run.sh
+
+full: lint test race fuzz e2e compat kill demo-input ## everything
+
+.PHONY: help build test race lint fmt fuzz e2e compat kill demo-input bench full

@@ -68,7 +68,7 @@ func (s *Server) Manifest(ctx context.Context, id uint64) (*Manifest, ManifestID
 			continue
 		}
 		m, err := s.manifest(ctx, p.servedPin)
-		s.release(p.servedPin, 0)
+		s.release(p.servedPin)
 		if errors.Is(err, errNotReady) {
 			continue
 		}
@@ -82,7 +82,7 @@ func (s *Server) Manifest(ctx context.Context, id uint64) (*Manifest, ManifestID
 
 func (s *Server) computeManifest(p *servedPin, m *pinManifest) {
 	defer s.wg.Done()
-	defer s.release(p, 0)
+	defer s.release(p)
 	defer close(m.ready)
 	select {
 	case s.hashing <- struct{}{}:

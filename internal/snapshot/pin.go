@@ -368,7 +368,7 @@ func (s *Server) holdLocked(p *servedPin) *turn {
 }
 
 // release ends a request's hold; the last one closes an ended pin's files.
-func (s *Server) release(p *servedPin, _ int) {
+func (s *Server) release(p *servedPin) {
 	s.mu.Lock()
 	p.inflight--
 	invariant.Check(p.inflight >= 0, "pin %016x released too often", p.ID)

@@ -203,22 +203,24 @@ func (s *Server) manifestReply(ctx context.Context, r request) []byte {
 	case p.waiting:
 		return waitReply(s.worked.Add(1)) // queued: being told so is life
 	}
-	defer s.release(p.servedPin, 0)
+	defer s.release(p.servedPin)
 	m, err := s.manifest(ctx, p.servedPin)
-	if errors.Is(err, errNotReady) {
+	switch {
+	case errors.Is(err, errNotReady):
 		s.renew(r.pin)
 		return waitReply(s.worked.Load())
-	}
-	if err != nil {
+	case errors.Is(err, ErrPinGone):
+		return goneReply(r.pin)
+	case err != nil:
 		return textReply(statusError, err.Error())
 	}
 	total := int64(len(m.encoded))
 	if r.offset > total {
 		return textReply(statusError, fmt.Sprintf("manifest has %d bytes, asked from %d", total, r.offset))
 	}
-	n, err := s.throttle(ctx, int(min(int64(r.length), total-r.offset)))
-	if err != nil {
-		return textReply(statusError, err.Error())
+	n := s.throttle(ctx, int(min(int64(r.length), total-r.offset)))
+	if n < 0 {
+		return waitReply(s.worked.Load())
 	}
 	s.credit(p.servedPin, n)
 	return manifestPage{total: total, id: m.id, data: m.encoded[r.offset:][:n]}.encode()
@@ -232,8 +234,7 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	case p.waiting:
 		return waitReply(s.worked.Add(1))
 	}
-	served := 0
-	defer func() { s.release(p.servedPin, served) }()
+	defer s.release(p.servedPin)
 	f := p.file(r.name)
 	if f == nil {
 		return textReply(statusError, fmt.Sprintf("snapshot has no file %q", r.name))
@@ -241,27 +242,30 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	if r.length == 0 || r.offset >= f.size {
 		return textReply(statusError, fmt.Sprintf("file %s has %d bytes, asked for %d from %d", r.name, f.size, r.length, r.offset))
 	}
-	n, err := s.throttle(ctx, int(min(int64(r.length), f.size-r.offset)))
-	if err != nil {
-		return textReply(statusError, err.Error())
+	n := s.throttle(ctx, int(min(int64(r.length), f.size-r.offset)))
+	if n < 0 {
+		return waitReply(s.worked.Load())
 	}
 	b := make([]byte, 1+n) // status OK is 0
 	if err := readFullAt(f.f, b[1:], r.offset); err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
-	served = n
 	s.credit(p.servedPin, n)
 	return b
 }
 
 // throttle waits for the rate limit and returns how many of n bytes may be
-// sent: under a limit replies get shorter rather than late.
-func (s *Server) throttle(ctx context.Context, n int) (int, error) {
+// sent: under a limit replies get shorter rather than late. -1 means that the
+// caller's time does not suffice.
+func (s *Server) throttle(ctx context.Context, n int) int {
 	if s.limiter == nil || n == 0 {
-		return n, nil
+		return n
 	}
 	n = min(n, int(max(s.opt.MaxBytesPerSecond/4, leastReply)))
-	return n, s.limiter.WaitN(ctx, n)
+	if err := s.limiter.WaitN(ctx, n); err != nil { // only by ctx: n is within the burst
+		return -1
+	}
+	return n
 }
 
 // Close ends all pins and waits for background work. Requests are then refused.

@@ -1,0 +1,413 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"chronik/internal/vfs"
+)
+
+const (
+	// renewEvery is how often a source hears from a Fetch that asks it for nothing.
+	renewEvery = 30 * time.Second
+	// A call asks for as many bytes as come back in reasonable time, so that a slow
+	// link shows progress: firstAsk, doubled while fast, down to leastAsk.
+	firstAsk = 16 << 10
+	leastAsk = 4 << 10
+	fastCall = 250 * time.Millisecond
+	slowCall = 2 * time.Second
+	// leastPause separates requests of which the source said to wait.
+	leastPause = 100 * time.Millisecond
+)
+
+// transfer is one Fetch.
+type transfer struct {
+	r       *Receiver
+	offer   Offer
+	opt     FetchOptions
+	src     Source
+	staging string
+	started time.Time
+
+	attempts int
+	reserved int64 // guarded by Receiver.mu
+
+	// ctx ends with the caller's, or with the first failure as its cause.
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	watchdog *time.Timer
+
+	ask         atomic.Int64
+	lastContact atomic.Int64    // Unix nanoseconds of the last call to a source
+	sources     []sourceState   // as offer.Sources
+	jobs        chan job        // from the planner to the workers
+	open        []*stagedFile   // by the planner
+	names       map[string]bool // files of the manifest
+
+	mu                            sync.Mutex
+	state                         string
+	total, done, reused, received int64
+	meter                         meter
+}
+
+// sourceState is what the calls have learned of a source.
+type sourceState struct {
+	gone atomic.Bool   // the pin is not there any more
+	seen atomic.Uint64 // progress counter of its last wait reply
+}
+
+// job is a chunk to fetch.
+type job struct {
+	f     *stagedFile
+	chunk int
+}
+
+func newTransfer(ctx context.Context, r *Receiver, offer Offer, opt FetchOptions, src Source) *transfer {
+	t := &transfer{
+		r: r, offer: offer, opt: opt, src: src,
+		staging: StagingDir(opt.Base, opt.Next),
+		started: time.Now(),
+		sources: make([]sourceState, len(offer.Sources)),
+		jobs:    make(chan job),
+		state:   StateQueued,
+		total:   offer.Bytes,
+	}
+	t.ctx, t.cancel = context.WithCancelCause(ctx)
+	t.ask.Store(firstAsk)
+	t.lastContact.Store(t.started.UnixNano())
+	return t
+}
+
+func (t *transfer) run() (*Staged, error) {
+	if err := t.r.reserve(t, 0); err != nil {
+		return nil, err
+	}
+	err := t.r.slots.acquire(t.ctx, t.opt.Priority, renewEvery, t.renew)
+	if err != nil {
+		return nil, err
+	}
+	defer t.r.slots.release()
+
+	timeout := t.r.opt.ProgressTimeout
+	t.watchdog = time.AfterFunc(timeout, func() {
+		t.cancel(fmt.Errorf("%w for %s", ErrStalled, timeout))
+	})
+	defer t.watchdog.Stop()
+
+	t.setState(StateManifest)
+	man, id, err := t.fetchManifest()
+	if err != nil {
+		return nil, t.explain(err)
+	}
+	ck, err := t.fetchFiles(man)
+	if err != nil {
+		return nil, t.explain(err)
+	}
+	t.setState(StateFinishing)
+	if err := t.publish(); err != nil {
+		return nil, t.explain(err)
+	}
+	s := t.status()
+	return &Staged{
+		Dir: GenDir(t.opt.Base, t.opt.Next), Generation: t.opt.Next, Checkpoint: *ck, Manifest: id,
+		Files: len(man.Files), BytesReceived: t.receivedBytes(), BytesReused: s.BytesReused, Took: time.Since(t.started),
+	}, nil
+}
+
+// explain prefers the reason why the transfer was cancelled to the error that
+// the cancellation caused, and marks a full disk.
+func (t *transfer) explain(err error) error {
+	if t.ctx.Err() != nil {
+		err = context.Cause(t.ctx)
+	}
+	if vfs.IsNoSpace(err) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+// progress says that something got done: the watchdog starts anew.
+func (t *transfer) progress() { t.watchdog.Reset(t.r.opt.ProgressTimeout) }
+
+// localWork says that n bytes on this node's disk were worked through. A source
+// that hears nothing for long is told that we live.
+func (t *transfer) localWork() error {
+	t.progress()
+	if t.ctx.Err() != nil {
+		return context.Cause(t.ctx)
+	}
+	if time.Since(time.Unix(0, t.lastContact.Load())) >= renewEvery {
+		_ = t.renew() // a pin that is gone shows when bytes are asked of it
+	}
+	return nil
+}
+
+// renew extends the pins. It fails only if all are gone.
+func (t *transfer) renew() error {
+	t.lastContact.Store(time.Now().UnixNano())
+	for i, s := range t.offer.Sources {
+		if t.sources[i].gone.Load() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout)
+		b, err := t.src.Call(ctx, s.Node, MethodRenew, request{pin: s.Pin}.encode())
+		cancel()
+		if err == nil && len(b) > 0 && status(b[0]) == statusGone {
+			t.sources[i].gone.Store(true)
+		}
+	}
+	if t.nextSource(0) < 0 {
+		return ErrPinGone
+	}
+	return nil
+}
+
+// nextSource is the first source at or after i, in the offer's ring, whose pin
+// is not known to be gone; -1 is none.
+func (t *transfer) nextSource(i int) int {
+	for k := range t.sources {
+		if j := (i + k) % len(t.sources); !t.sources[j].gone.Load() {
+			return j
+		}
+	}
+	return -1
+}
+
+// call sends a request to source i until it is answered with something else
+// than wait, and returns the body of an ok reply.
+func (t *transfer) call(i int, method string, req request) ([]byte, error) {
+	s := t.offer.Sources[i]
+	req.pin = s.Pin
+	enc := req.encode()
+	for {
+		start := time.Now()
+		t.lastContact.Store(start.UnixNano())
+		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout)
+		b, err := t.src.Call(ctx, s.Node, method, enc)
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("%s at node %d: %w", method, s.Node, err)
+		}
+		if len(b) == 0 {
+			return nil, fmt.Errorf("%s at node %d: %w: empty reply", method, s.Node, ErrCorrupt)
+		}
+		switch status(b[0]) {
+		case statusOK:
+			t.progress()
+			return b[1:], nil
+		case statusWait:
+			if len(b) != 9 {
+				return nil, fmt.Errorf("%s at node %d: %w: wait reply of %d bytes", method, s.Node, ErrCorrupt, len(b))
+			}
+			if n := binary.BigEndian.Uint64(b[1:]); t.sources[i].seen.Swap(n) != n {
+				t.progress()
+			}
+			if err := t.pause(leastPause - time.Since(start)); err != nil {
+				return nil, err
+			}
+		case statusGone:
+			t.sources[i].gone.Store(true)
+			return nil, fmt.Errorf("%s at node %d: %w: %.*s", method, s.Node, ErrPinGone, errorTextBytes, b[1:])
+		case statusError:
+			return nil, fmt.Errorf("%s at node %d: %w: %.*s", method, s.Node, ErrSource, errorTextBytes, b[1:])
+		default:
+			return nil, fmt.Errorf("%s at node %d: %w: reply status %d", method, s.Node, ErrCorrupt, b[0])
+		}
+	}
+}
+
+// pause waits d, or fails with the transfer.
+func (t *transfer) pause(d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-t.ctx.Done():
+		return context.Cause(t.ctx)
+	}
+}
+
+// timedCall is call for a range of bytes: it asks for as much as comes back in
+// reasonable time.
+func (t *transfer) timedCall(i int, method string, req request) ([]byte, error) {
+	ask := t.ask.Load()
+	req.length = int(min(int64(req.length), ask))
+	start := time.Now()
+	b, err := t.call(i, method, req)
+	switch took := time.Since(start); {
+	case err != nil && errors.Is(err, context.DeadlineExceeded):
+		t.ask.CompareAndSwap(ask, max(ask/4, leastAsk))
+	case err != nil:
+	case took < fastCall:
+		t.ask.CompareAndSwap(ask, min(ask*2, ChunkBytes))
+	case took > slowCall:
+		t.ask.CompareAndSwap(ask, max(ask/2, leastAsk))
+	}
+	return b, err
+}
+
+// retry runs try with one source after another until it succeeds. A call that
+// only timed out may be repeated for as long as the watchdog allows; other
+// failures have their number.
+func (t *transfer) retry(try func(source int) error) error {
+	failures := 0
+	for i := 0; ; i++ {
+		i = t.nextSource(i)
+		if i < 0 {
+			return ErrPinGone
+		}
+		err := try(i)
+		if err == nil || t.ctx.Err() != nil {
+			return err
+		}
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrPinGone) {
+			continue // to the next source, or to this one with a smaller request
+		}
+		t.r.opt.Logger.Warn("Failed snapshot request", "group", t.offer.Group,
+			"node", t.offer.Sources[i].Node, "index", t.offer.Index, "err", err)
+		if failures++; failures > len(t.sources) {
+			return err
+		}
+		if err := t.pause(leastPause << min(failures, 4)); err != nil {
+			return err
+		}
+	}
+}
+
+// fetchManifest gets the manifest page by page. All pages come from one
+// source: another replica's manifest names other bytes.
+func (t *transfer) fetchManifest() (*Manifest, ManifestID, error) {
+	var man *Manifest
+	var id ManifestID
+	err := t.retry(func(source int) error {
+		enc, whole, err := t.manifestPages(source)
+		if err != nil {
+			return err
+		}
+		if sha256.Sum256(enc) != [sha256.Size]byte(whole) {
+			return fmt.Errorf("manifest from node %d: %w: its hash is not its id", t.offer.Sources[source].Node, ErrCorrupt)
+		}
+		man, err = DecodeManifest(enc)
+		id = whole
+		return err
+	})
+	return man, id, err
+}
+
+func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err error) {
+	for {
+		b, err := t.timedCall(source, MethodManifest, request{offset: int64(len(enc)), length: ChunkBytes})
+		if err != nil {
+			return nil, id, err
+		}
+		p, err := decodeManifestPage(b)
+		if err != nil {
+			return nil, id, err
+		}
+		left := p.total - int64(len(enc))
+		if len(enc) > 0 && p.id != id || int64(len(p.data)) > left || len(p.data) == 0 {
+			return nil, id, fmt.Errorf("%w: manifest page at byte %d: %d bytes of %d left", ErrCorrupt, len(enc), len(p.data), left)
+		}
+		id = p.id
+		t.count(len(p.data))
+		enc = append(enc, p.data...)
+		if int64(len(enc)) == p.total {
+			return enc, id, nil
+		}
+	}
+}
+
+// fetchChunk returns chunk i of f, verified. The result may be buf.
+func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte) ([]byte, error) {
+	var chunk []byte
+	err := t.retry(func(source int) error {
+		b, err := t.readChunk(source, f, i, buf)
+		if err != nil {
+			return err
+		}
+		if sum := sha256.Sum256(b); !slices.Equal(sum[:], f.Hash(i)) {
+			off, n := f.Range(i)
+			return fmt.Errorf("file %s bytes %d to %d from node %d: %w: hash differs from the manifest's",
+				f.Name, off, off+int64(n), t.offer.Sources[source].Node, ErrCorrupt)
+		}
+		chunk = b
+		return nil
+	})
+	return chunk, err
+}
+
+func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte) ([]byte, error) {
+	off, n := f.Range(i)
+	got := 0
+	for got < n {
+		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name})
+		if err != nil {
+			return nil, err
+		}
+		if len(b) == 0 || len(b) > n-got {
+			return nil, fmt.Errorf("file %s byte %d from node %d: %w: reply of %d bytes, asked for %d",
+				f.Name, off+int64(got), t.offer.Sources[source].Node, ErrCorrupt, len(b), n-got)
+		}
+		t.count(len(b))
+		if len(b) == n {
+			return b, nil
+		}
+		got += copy(buf[got:n], b)
+	}
+	return buf[:n], nil
+}
+
+// count books n bytes that came over the network.
+func (t *transfer) count(n int) {
+	t.r.bytesReceived.Add(int64(n))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.received += int64(n)
+	t.meter.add(time.Now(), int64(n))
+}
+
+// place books n bytes of the snapshot that are in staging now.
+func (t *transfer) place(n int64, reused bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done += n
+	if reused {
+		t.reused += n
+		t.r.bytesReused.Add(n)
+	}
+}
+
+func (t *transfer) setState(s string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state = s
+}
+
+func (t *transfer) receivedBytes() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.received
+}
+
+func (t *transfer) status() Transfer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return Transfer{
+		Group: t.offer.Group, Direction: Incoming, State: t.state,
+		Peer: t.offer.Sources[0].Node, Pin: t.offer.Sources[0].Pin,
+		Index: t.offer.Index, Term: t.offer.Term,
+		BytesDone: t.done, BytesTotal: t.total, BytesReused: t.reused, Rate: t.meter.rate(time.Now()),
+		Started: t.started, Attempts: t.attempts,
+	}
+}

@@ -1,0 +1,480 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"chronik/internal/invariant"
+	"chronik/internal/vfs"
+)
+
+// stagedFile is a file under construction: staging/<name>.part. Workers write
+// disjoint chunks of it; whoever takes the last of holds finishes it.
+type stagedFile struct {
+	mf       *ManifestFile
+	final    string
+	f        vfs.File
+	holds    atomic.Int32 // chunks under way, and the planner while it plans
+	unsynced atomic.Int64
+	complete chan struct{} // closed once the file is verified under its own name
+}
+
+// fetchFiles brings every file of the manifest into staging, the checkpoint
+// first: it says whether this is the snapshot that was offered.
+func (t *transfer) fetchFiles(man *Manifest) (*Checkpoint, error) {
+	t.setState(StateTransferring)
+	t.mu.Lock()
+	t.total = man.Bytes()
+	t.mu.Unlock()
+	if err := t.prepare(man); err != nil {
+		return nil, err
+	}
+	var wg sync.WaitGroup
+	for range t.r.opt.Parallel {
+		wg.Go(t.work)
+	}
+	ck, err := t.plan(man)
+	if err != nil {
+		t.cancel(err)
+	}
+	close(t.jobs)
+	wg.Wait()
+	for _, f := range t.open { // those that were not finished
+		select {
+		case <-f.complete:
+		default:
+			err = errors.Join(err, f.f.Close())
+		}
+	}
+	if err == nil {
+		err = context.Cause(t.ctx)
+	}
+	return ck, err
+}
+
+// prepare makes the staging directory, or finds it, and reserves disk space
+// for what is surely missing.
+func (t *transfer) prepare(man *Manifest) error {
+	fs, base := t.r.opt.FS, t.opt.Base
+	gs, err := Generations(fs, base)
+	if err != nil {
+		return err
+	}
+	for _, g := range gs {
+		switch {
+		case g.N == t.opt.Next && !g.Staging: // complete, but never became live
+			err = unstage(fs, base, g.N)
+		case g.N != t.opt.Next && g.N > t.opt.Live:
+			err = fs.RemoveAll(g.Dir)
+		}
+		if err != nil {
+			return fmt.Errorf("prepare %s: %w", t.staging, err)
+		}
+	}
+	if err := vfs.MkdirAllSync(fs, t.staging); err != nil {
+		return err
+	}
+	if err := vfs.SyncDir(fs, base); err != nil {
+		return err
+	}
+	t.names = make(map[string]bool, len(man.Files))
+	var missing int64
+	for i := range man.Files {
+		f := &man.Files[i]
+		t.names[f.Name] = true
+		missing += t.spaceFor(f)
+	}
+	return t.r.reserve(t, missing)
+}
+
+// spaceFor guesses how much disk a file will take: none if one of its size is
+// here to be linked, less what an earlier Fetch wrote.
+func (t *transfer) spaceFor(f *ManifestFile) int64 {
+	for _, dir := range append([]string{t.staging}, t.localDirs(f)...) {
+		if st, err := t.r.opt.FS.Stat(path.Join(dir, f.Name)); err == nil && st.Size() == f.Size {
+			return 0
+		}
+	}
+	if st, err := t.r.opt.FS.Stat(path.Join(t.staging, f.Name+partSuffix)); err == nil {
+		return max(0, f.Size-st.Size())
+	}
+	return f.Size
+}
+
+// localDirs are where bytes of f may be. The checkpoint is each source's own.
+func (t *transfer) localDirs(f *ManifestFile) []string {
+	if f.Name == CheckpointName {
+		return nil
+	}
+	return append([]string{GenDir(t.opt.Base, t.opt.Live)}, t.opt.Donors...)
+}
+
+// plan stages file after file: what is here is linked or copied, what is
+// missing becomes a job.
+func (t *transfer) plan(man *Manifest) (*Checkpoint, error) {
+	buf := make([]byte, ChunkBytes)
+	var ck *Checkpoint
+	for i := range man.Files {
+		sf, err := t.stageFile(&man.Files[i], buf)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			continue
+		}
+		if sf != nil {
+			select {
+			case <-sf.complete:
+			case <-t.ctx.Done():
+				return nil, context.Cause(t.ctx)
+			}
+		}
+		if ck, err = t.checkOffered(man); err != nil {
+			return nil, err
+		}
+	}
+	return ck, nil
+}
+
+// checkOffered compares the staged checkpoint with the offer and the manifest.
+func (t *transfer) checkOffered(man *Manifest) (*Checkpoint, error) {
+	ck, err := ReadHeader(t.r.opt.FS, t.staging)
+	if err != nil {
+		return nil, err
+	}
+	o := t.offer
+	if ck.Group != o.Group || ck.Point.Index != o.Index || ck.Point.Term != o.Term {
+		return nil, fmt.Errorf("%w: checkpoint of group %d at index %d, term %d; offered group %d at index %d, term %d",
+			ErrMismatch, ck.Group, ck.Point.Index, ck.Point.Term, o.Group, o.Index, o.Term)
+	}
+	if !slices.Equal(ck.Files, man.dataFiles()) {
+		return nil, fmt.Errorf("%w: the manifest's files are not the checkpoint's", ErrMismatch)
+	}
+	return &ck, nil
+}
+
+// stageFile puts a file into staging as far as its bytes are on this node and
+// hands the missing chunks to the workers. nil means it is complete already.
+func (t *transfer) stageFile(mf *ManifestFile, buf []byte) (*stagedFile, error) {
+	final := path.Join(t.staging, mf.Name)
+	// A complete file of an earlier Fetch is not written to: it may be a link.
+	candidates := []string{final}
+	for _, dir := range t.localDirs(mf) {
+		candidates = append(candidates, path.Join(dir, mf.Name))
+	}
+	have := make([]bool, mf.Chunks())
+	part, err := t.hashPart(final+partSuffix, mf, have, buf)
+	if err != nil {
+		return nil, err
+	}
+	matches := make([][]bool, len(candidates))
+	for i, name := range candidates {
+		if !slices.Contains(have, false) && (part || i > 0) && len(have) > 0 {
+			break
+		}
+		match, whole, err := t.hashCandidate(name, mf, have, buf)
+		if err != nil {
+			return nil, err
+		}
+		if whole && (i == 0 || !part) {
+			return nil, t.adopt(name, final, mf)
+		}
+		matches[i] = match
+		for c, ok := range match {
+			have[c] = have[c] || ok
+		}
+	}
+	return t.buildPart(mf, final, candidates, matches, have, buf)
+}
+
+// hashPart finds out which chunks of a part file are already right. It says
+// whether there is one; one that is too long is removed, for files cannot be cut.
+func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []byte) (bool, error) {
+	st, err := t.r.opt.FS.Stat(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if st.Size() > mf.Size {
+		return false, t.r.opt.FS.Remove(name)
+	}
+	f, err := t.r.opt.FS.Open(name)
+	if err != nil {
+		return false, err
+	}
+	err = t.hashChunks(f, st.Size(), mf, have, have, buf)
+	for i, ok := range have {
+		if _, n := mf.Range(i); ok {
+			t.place(int64(n), true)
+		}
+	}
+	return true, errors.Join(err, f.Close())
+}
+
+// hashCandidate finds out which chunks that are not in have a local file can
+// give. whole says that the file is identical, synced, and fit to be linked
+// (rule 13: synced first, then hashed).
+func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf []byte) (match []bool, whole bool, err error) {
+	f, err := t.r.opt.FS.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, false, err
+	}
+	linkable := st.Size() == mf.Size && !slices.Contains(have, true)
+	if linkable {
+		if err := f.SyncData(); err != nil {
+			return nil, false, fmt.Errorf("sync %s: %w", name, err)
+		}
+	}
+	match = make([]bool, mf.Chunks())
+	if err := t.hashChunks(f, st.Size(), mf, have, match, buf); err != nil {
+		return nil, false, err
+	}
+	return match, linkable && !slices.Contains(match, false), nil
+}
+
+// hashChunks sets match for every chunk that lies within the first size bytes of f and
+// has the manifest's hash, unless skip says it is not needed. skip may be match.
+// A chunk that cannot be read does not match.
+func (t *transfer) hashChunks(f vfs.File, size int64, mf *ManifestFile, skip, match []bool, buf []byte) error {
+	for i := range match {
+		off, n := mf.Range(i)
+		if off+int64(n) > size {
+			break
+		}
+		if skip[i] {
+			continue
+		}
+		if err := t.localWork(); err != nil {
+			return err
+		}
+		if err := readFullAt(f, buf[:n], off); err != nil {
+			t.r.opt.Logger.Warn("Failed to read local bytes", "group", t.offer.Group, "file", mf.Name, "err", err)
+			continue
+		}
+		sum := sha256.Sum256(buf[:n])
+		match[i] = slices.Equal(sum[:], mf.Hash(i))
+	}
+	return nil
+}
+
+// adopt makes name, which is identical and synced, the staged file: a hard link.
+func (t *transfer) adopt(name, final string, mf *ManifestFile) error {
+	fs := t.r.opt.FS
+	if name != final {
+		if err := removeIfThere(fs, final); err != nil {
+			return err
+		}
+		invariant.Point("snapshot.stage.link")
+		if err := fs.Link(name, final); err != nil {
+			return fmt.Errorf("link %s to %s: %w", name, final, err)
+		}
+		invariant.Point("snapshot.stage.linked")
+	}
+	t.place(mf.Size, true)
+	return removeIfThere(fs, final+partSuffix)
+}
+
+// buildPart copies what candidates have into the part file and queues the rest.
+func (t *transfer) buildPart(mf *ManifestFile, final string, candidates []string, matches [][]bool, have []bool, buf []byte) (*stagedFile, error) {
+	fs := t.r.opt.FS
+	invariant.Point("snapshot.stage.create")
+	f, err := fs.OpenReadWrite(final+partSuffix, vfs.CategorySnapshot)
+	if err != nil {
+		return nil, err
+	}
+	sf := &stagedFile{mf: mf, final: final, f: f, complete: make(chan struct{})}
+	sf.holds.Store(1)
+	t.open = append(t.open, sf)
+	// The entry is made durable now, so that what is synced later can be found.
+	if err := vfs.SyncDir(fs, t.staging); err != nil {
+		return nil, err
+	}
+	invariant.Point("snapshot.stage.created")
+	for i, name := range candidates {
+		if !slices.Contains(matches[i], true) {
+			continue
+		}
+		if err := t.copyChunks(name, sf, matches[i], have, buf); err != nil {
+			return nil, err
+		}
+	}
+	for i, ok := range have {
+		if ok {
+			continue
+		}
+		sf.holds.Add(1)
+		select {
+		case t.jobs <- job{sf, i}:
+		case <-t.ctx.Done():
+			return nil, context.Cause(t.ctx)
+		}
+	}
+	return sf, t.drop(sf, buf)
+}
+
+// copyChunks copies matching chunks of a local file, hashed once more: what is
+// written is what was verified. One that changed meanwhile is fetched instead.
+func (t *transfer) copyChunks(name string, sf *stagedFile, match, have []bool, buf []byte) (err error) {
+	f, err := t.r.opt.FS.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for i, ok := range match {
+		if !ok {
+			continue
+		}
+		if err := t.localWork(); err != nil {
+			return err
+		}
+		off, n := sf.mf.Range(i)
+		err := readFullAt(f, buf[:n], off)
+		if sum := sha256.Sum256(buf[:n]); err != nil || !slices.Equal(sum[:], sf.mf.Hash(i)) {
+			have[i] = false
+			continue
+		}
+		if err := t.write(sf, off, buf[:n]); err != nil {
+			return err
+		}
+		t.place(int64(n), true)
+	}
+	return nil
+}
+
+// write puts verified bytes into a part file and syncs it now and then.
+func (t *transfer) write(sf *stagedFile, off int64, b []byte) error {
+	n := int64(len(b)) // the file may scribble over b
+	if _, err := sf.f.WriteAt(b, off); err != nil {
+		return fmt.Errorf("write %s%s at byte %d: %w", sf.final, partSuffix, off, err)
+	}
+	t.r.unreserve(t, n)
+	if sf.unsynced.Add(n) < syncEvery {
+		return nil
+	}
+	sf.unsynced.Store(0)
+	invariant.Point("snapshot.stage.part-sync")
+	return sf.f.SyncData()
+}
+
+// work fetches chunks until there are no more jobs or the transfer has failed.
+func (t *transfer) work() {
+	buf := make([]byte, ChunkBytes)
+	for j := range t.jobs {
+		if t.ctx.Err() != nil {
+			continue // the planner stops sending
+		}
+		if err := t.doJob(j, buf); err != nil {
+			t.cancel(err)
+		}
+	}
+}
+
+func (t *transfer) doJob(j job, buf []byte) error {
+	b, err := t.fetchChunk(j.f.mf, j.chunk, buf)
+	if err != nil {
+		return err
+	}
+	off, n := j.f.mf.Range(j.chunk)
+	if err := t.write(j.f, off, b); err != nil {
+		return err
+	}
+	t.place(int64(n), false)
+	return t.drop(j.f, buf)
+}
+
+// drop gives up one hold on sf; the last one syncs the file, reads it back and
+// gives it its name.
+func (t *transfer) drop(sf *stagedFile, buf []byte) error {
+	if sf.holds.Add(-1) > 0 {
+		return nil
+	}
+	name := sf.final + partSuffix
+	invariant.Point("snapshot.stage.sync")
+	if err := sf.f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", name, err)
+	}
+	invariant.Point("snapshot.stage.synced")
+	if err := t.readBack(sf, buf); err != nil {
+		return fmt.Errorf("verify %s: %w", name, err)
+	}
+	if err := t.r.opt.FS.Rename(name, sf.final); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.stage.renamed")
+	defer close(sf.complete)
+	return sf.f.Close()
+}
+
+func (t *transfer) readBack(sf *stagedFile, buf []byte) error {
+	st, err := sf.f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != sf.mf.Size {
+		return fmt.Errorf("%w: %d bytes, the manifest says %d", ErrCorrupt, st.Size(), sf.mf.Size)
+	}
+	for i := range sf.mf.Chunks() {
+		if err := t.localWork(); err != nil {
+			return err
+		}
+		off, n := sf.mf.Range(i)
+		if err := readFullAt(sf.f, buf[:n], off); err != nil {
+			return err
+		}
+		if sum := sha256.Sum256(buf[:n]); !slices.Equal(sum[:], sf.mf.Hash(i)) {
+			return fmt.Errorf("%w: bytes %d to %d are not what was written", ErrCorrupt, off, off+int64(n))
+		}
+	}
+	return nil
+}
+
+// publish turns the complete staging into the generation.
+func (t *transfer) publish() error {
+	fs := t.r.opt.FS
+	names, err := vfs.List(fs, t.staging)
+	if err != nil {
+		return err
+	}
+	found := 0
+	for _, name := range names {
+		if t.names[name] {
+			found++
+			continue
+		}
+		if err := fs.RemoveAll(path.Join(t.staging, name)); err != nil { // of an earlier snapshot
+			return err
+		}
+	}
+	invariant.Check(found == len(t.names), "staging %s has %d of %d files", t.staging, found, len(t.names))
+	invariant.Point("snapshot.stage.dir-sync")
+	if err := vfs.SyncDir(fs, t.staging); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.generation.rename")
+	if err := fs.Rename(t.staging, GenDir(t.opt.Base, t.opt.Next)); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.generation.renamed")
+	if err := vfs.SyncDir(fs, t.opt.Base); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.generation.durable")
+	return nil
+}

@@ -44,14 +44,17 @@ func (m *model) add(b []byte) {
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		handles := NewHandles(rapid.IntRange(1, 3).Draw(t, "handles"))
-		m := &model{opts: Options{FS: vfs.NewCrashableMem(), Dir: "data/p", SegmentBytes: 3000, SegmentMs: 500, Handles: handles}}
+		m := &model{opts: Options{
+			FS: vfs.NewCrashableMem(), Dir: "data/p",
+			SegmentBytes: rapid.SampledFrom([]int64{3000, 25_000}).Draw(t, "segment bytes"), SegmentMs: 2000, Handles: handles,
+		}}
 		l := mustOpen(t, m.opts)
 		m.opts = checkpoint(t, l, m.opts)
 		now := int64(1000)
 		t.Repeat(map[string]func(*rapid.T){
 			"append": func(t *rapid.T) {
 				var bases []int64
-				n := rapid.IntRange(1, 4).Draw(t, "batches")
+				n := rapid.IntRange(1, 12).Draw(t, "batches")
 				for range n {
 					now += rapid.Int64Range(-100, 200).Draw(t, "step")
 					ts := rapid.SliceOfN(rapid.Int64Range(now-50, now+50), 1, 4).Draw(t, "ts")
@@ -190,7 +193,10 @@ func (m *model) read(t *rapid.T, l *Log) {
 
 func (m *model) time(t *rapid.T, l *Log, now int64) {
 	limit := rapid.Int64Range(m.start, m.next()).Draw(t, "limit")
-	ts := rapid.Int64Range(0, now+100).Draw(t, "ts")
+	ts := rapid.Int64Range(max(now-2000, 0), now+100).Draw(t, "ts")
+	if n := len(m.heads); n > 0 && rapid.Bool().Draw(t, "a batch's own") {
+		ts = m.heads[rapid.IntRange(0, n-1).Draw(t, "batch")].MaxTimestamp()
+	}
 	wantOffset, wantTs, found := int64(0), int64(0), false
 	maxOffset, maxTs, some := int64(0), int64(math.MinInt64), false
 	for k := range m.batches {

@@ -41,7 +41,7 @@ demo-input: ## every line of GOROOT/src through a cluster while a node dies
 	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
 
 bench: ## throughput and latency against the bare loop of the same run
-	@test/bench/run.sh
+	go run ./test/bench
 
 full: lint test race fuzz e2e compat kill demo-input ## everything
 

@@ -24,6 +24,10 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 type staging struct {
 	buf    *[]byte
 	pieces []piece
+	// start is the start of the log once flushed, if larger than the current one.
+	start int64
+	// roll: everything staged so far lies before start, so the next batch begins a segment.
+	roll bool
 }
 
 // piece is the part of a staging that goes into one segment.
@@ -61,6 +65,19 @@ func (l *Log) StagedOffset() int64 {
 	return l.NextOffset()
 }
 
+// StageStart makes offset the first readable one when the next Flush succeeds,
+// as DropBefore does at once. Batches staged later may not go where they would
+// have gone: dropping the active segment begins a new one.
+func (l *Log) StageStart(offset int64) {
+	next := l.StagedOffset()
+	invariant.Check(offset <= next, "segment %s: start %d beyond the end %d", l.dir, offset, next)
+	if offset <= max(l.stage.start, l.start.Load()) {
+		return
+	}
+	l.stage.start = offset
+	l.stage.roll = offset == next
+}
+
 // pieceFor returns the piece the batch goes into, rolling first if it is due.
 func (l *Log) pieceFor(h record.Batch, size int64) *piece {
 	st := &l.stage
@@ -70,7 +87,10 @@ func (l *Log) pieceFor(h record.Batch, size int64) *piece {
 		st.pieces = append(st.pieces, piece{seg: seg, isNew: false, at: view.size, view: view})
 	}
 	p := &st.pieces[len(st.pieces)-1]
-	if !l.rollDue(&p.view.published, p.seg.base, h, size) {
+	if !st.roll && !l.rollDue(&p.view.published, p.seg.base, h, size) {
+		return p
+	}
+	if st.roll = false; p.view.size == 0 {
 		return p
 	}
 	seg := newSegment(l.fs, l.dir, p.view.next)
@@ -125,6 +145,7 @@ func (l *Log) Flush() error {
 	for k := range st.pieces {
 		l.startWriteBack(st.pieces[k].seg)
 	}
+	l.DropBefore(st.start)
 	return nil
 }
 
@@ -139,7 +160,7 @@ func (l *Log) Discard() {
 		st.buf = nil
 	}
 	clear(st.pieces)
-	st.pieces = st.pieces[:0]
+	st.pieces, st.start, st.roll = st.pieces[:0], 0, false
 }
 
 // Append is Stage and Flush of one batch.

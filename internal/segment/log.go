@@ -49,9 +49,10 @@ type Options struct {
 	Handles *Handles
 }
 
-// Log is one partition's applied batches. Stage, Flush, Discard, SetLimits,
-// DropBefore, Capture and Close belong to one goroutine, the applier. Everything
-// else is safe from any goroutine at any time and holds no lock across I/O.
+// Log is one partition's applied batches. Stage, StageStart, Flush, Discard,
+// SetLimits, Limits, DropBefore, Capture and Close belong to one goroutine, the
+// applier. Everything else is safe from any goroutine at any time and holds no
+// lock across I/O.
 type Log struct {
 	fs      vfs.FS
 	dir     string
@@ -285,6 +286,9 @@ func (l *Log) SetLimits(segmentBytes, segmentMs int64) {
 	}
 	l.limitBytes, l.limitMs = min(segmentBytes, MaxSegmentBytes), segmentMs
 }
+
+// Limits is what SetLimits set.
+func (l *Log) Limits() (segmentBytes, segmentMs int64) { return l.limitBytes, l.limitMs }
 
 func (l *Log) active() *segment {
 	list := *l.list.Load()

@@ -34,6 +34,16 @@ func (m *model) next() int64 {
 	return m.heads[len(m.heads)-1].NextOffset()
 }
 
+func (m *model) drop(to int64) {
+	if to > m.start {
+		m.start = to
+		m.drops = append(m.drops, struct {
+			at     int
+			offset int64
+		}{len(m.batches), to})
+	}
+}
+
 func (m *model) add(b []byte) {
 	h, _ := record.Header(b)
 	m.batches, m.heads = append(m.batches, b), append(m.heads, h)
@@ -55,7 +65,13 @@ func TestModel(t *testing.T) {
 			"append": func(t *rapid.T) {
 				var bases []int64
 				n := rapid.IntRange(1, 12).Draw(t, "batches")
+				start, drops := m.start, len(m.drops)
 				for range n {
+					if rapid.IntRange(0, 15).Draw(t, "drop") == 0 {
+						to := m.next() - rapid.SampledFrom([]int64{0, 0, 1, 9}).Draw(t, "short of the end")
+						l.StageStart(max(to, 0))
+						m.drop(to)
+					}
 					now += rapid.Int64Range(-100, 200).Draw(t, "step")
 					ts := rapid.SliceOfN(rapid.Int64Range(now-50, now+50), 1, 4).Draw(t, "ts")
 					b := build(t, len(ts), rapid.IntRange(0, 1200).Draw(t, "pad"), ts...)
@@ -70,6 +86,7 @@ func TestModel(t *testing.T) {
 				if rapid.IntRange(0, 9).Draw(t, "discard") == 0 {
 					l.Discard()
 					m.batches, m.heads = m.batches[:len(m.batches)-n], m.heads[:len(m.heads)-n]
+					m.start, m.drops = start, m.drops[:drops]
 					return
 				}
 				if err := l.Flush(); err != nil {
@@ -86,13 +103,7 @@ func TestModel(t *testing.T) {
 			"drop": func(t *rapid.T) {
 				to := rapid.Int64Range(0, m.next()).Draw(t, "to")
 				l.DropBefore(to)
-				if to > m.start {
-					m.start = to
-					m.drops = append(m.drops, struct {
-						at     int
-						offset int64
-					}{len(m.batches), to})
-				}
+				m.drop(to)
 			},
 			"checkpoint": func(t *rapid.T) {
 				m.opts, m.ckpt, m.drops = checkpoint(t, l, m.opts), len(m.batches), nil

@@ -1,0 +1,94 @@
+package raftlog
+
+import "chronik/internal/ident"
+
+// entryOverhead is what a cached entry costs besides its payload.
+const entryOverhead = 48
+
+// tailCache keeps the newest entries of all replicas in memory, oldest out first.
+// The entries hang on their replicas, each a contiguous run up to the last
+// index; the cache keeps the order and the sum. Only the sync loop changes
+// it, holding the mutex of the replica concerned.
+type tailCache struct {
+	limit, bytes int64
+	// order has one element a frame, from head on. Elements of truncated entries
+	// stay and evict nothing, or newer entries of the same index early.
+	order []cachedRun
+	head  int
+}
+
+type cachedRun struct {
+	r    *replica
+	last ident.Index
+}
+
+func cacheCost(entries []Entry) (n int64) {
+	for i := range entries {
+		n += entryOverhead + int64(len(entries[i].Data))
+	}
+	return n
+}
+
+// add caches entries, r's newest. r.mu is held.
+func (c *tailCache) add(r *replica, entries []Entry) {
+	if n := len(r.cache); n > 0 && r.cache[n-1].Index+1 != entries[0].Index {
+		c.clear(r)
+	}
+	r.cache = append(r.cache, entries...)
+	c.bytes += cacheCost(entries)
+	c.order = append(c.order, cachedRun{r, entries[len(entries)-1].Index})
+}
+
+// truncate forgets entries from i on. r.mu is held.
+func (c *tailCache) truncate(r *replica, i ident.Index) {
+	n := len(r.cache)
+	if n == 0 || r.cache[n-1].Index < i {
+		return
+	}
+	keep := 0
+	if r.cache[0].Index < i {
+		keep = int(i - r.cache[0].Index)
+	}
+	c.bytes -= cacheCost(r.cache[keep:])
+	clear(r.cache[keep:])
+	r.cache = r.cache[:keep]
+}
+
+// dropTo forgets entries up to i. r.mu is held.
+func (c *tailCache) dropTo(r *replica, i ident.Index) {
+	if len(r.cache) == 0 || r.cache[0].Index > i {
+		return
+	}
+	k := len(r.cache)
+	if d := i - r.cache[0].Index; d < ident.Index(k) {
+		k = int(d) + 1
+	}
+	c.bytes -= cacheCost(r.cache[:k])
+	clear(r.cache[:k])
+	if r.cache = r.cache[k:]; len(r.cache) == 0 {
+		r.cache = nil
+	}
+}
+
+func (c *tailCache) clear(r *replica) {
+	c.bytes -= cacheCost(r.cache)
+	clear(r.cache)
+	r.cache = nil
+}
+
+// shrink evicts until the limit holds. No replica's mutex is held.
+func (c *tailCache) shrink() {
+	for c.bytes > c.limit && c.head < len(c.order) {
+		run := c.order[c.head]
+		c.order[c.head] = cachedRun{}
+		c.head++
+		run.r.mu.Lock()
+		c.dropTo(run.r, run.last)
+		run.r.mu.Unlock()
+	}
+	if c.head > 1024 && c.head > len(c.order)/2 {
+		n := copy(c.order, c.order[c.head:])
+		clear(c.order[n:])
+		c.order, c.head = c.order[:n], 0
+	}
+}

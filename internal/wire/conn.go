@@ -1,0 +1,339 @@
+package wire
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/invariant"
+)
+
+// Conn is one client connection.
+type Conn struct {
+	srv    *Server
+	nc     net.Conn
+	id     uint64
+	remote string
+	ctx    context.Context // ends with the connection
+	cancel context.CancelFunc
+	br     *bufio.Reader
+
+	mu sync.Mutex
+	// readable wakes the reader: there may be room. writable wakes the writer:
+	// the head may be answered, or there is nothing more to come.
+	readable, writable *sync.Cond
+	// queue holds the requests without a written response, in arrival order.
+	// The reader appends, the writer removes from the head.
+	queue []*pending
+	// waiting is about how many bytes of answers stand in queue.
+	waiting int64
+	// draining: no further request is read; the connection closes when queue is empty.
+	draining bool
+	dead     bool
+}
+
+// pending is a request on its way: a slot in its connection's queue.
+type pending struct {
+	c       *Conn
+	key     int16
+	version int16
+	id      int32
+	held    int64 // bytes of Options.Memory
+	bytes   int64 // about the response's size, once answered
+	resp    kmsg.Response
+	// answered: reply was called. Under c.mu.
+	answered bool
+}
+
+func newConn(s *Server, nc net.Conn, id uint64) *Conn {
+	c := &Conn{srv: s, nc: nc, id: id, remote: nc.RemoteAddr().String(), br: bufio.NewReaderSize(nc, 4<<10)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.readable, c.writable = sync.NewCond(&c.mu), sync.NewCond(&c.mu)
+	return c
+}
+
+// RemoteAddr is the client's address.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// LocalAddr is the address the client reached.
+func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
+// ID is unique among the server's connections.
+func (c *Conn) ID() uint64 { return c.id }
+
+// Closed is closed with the connection.
+func (c *Conn) Closed() <-chan struct{} { return c.ctx.Done() }
+
+// close ends the connection now. Answers that were not written are dropped.
+func (c *Conn) close() {
+	c.mu.Lock()
+	if c.dead {
+		c.mu.Unlock()
+		return
+	}
+	c.dead = true
+	var held int64
+	for _, p := range c.queue {
+		if p.answered { // the others give theirs back in reply
+			held += p.held
+		}
+	}
+	c.queue, c.waiting = nil, 0
+	c.readable.Broadcast()
+	c.writable.Broadcast()
+	c.mu.Unlock()
+	c.cancel()
+	_ = c.nc.Close()
+	c.srv.opt.Memory.release(held)
+	c.srv.remove(c)
+}
+
+// drain lets the requests in flight finish and reads no other.
+func (c *Conn) drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // a failure means it is closed
+	c.readable.Broadcast()
+	c.writable.Broadcast()
+}
+
+// awaitRoom blocks until the next request may be read; false: never.
+func (c *Conn) awaitRoom() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.dead && !c.draining && (len(c.queue) >= c.srv.opt.MaxInflight || c.waiting > int64(c.srv.opt.MaxPendingBytes)) {
+		c.readable.Wait()
+	}
+	return !c.dead && !c.draining
+}
+
+// push reserves the next slot; false when the connection is dead.
+func (c *Conn) push(p *pending) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead {
+		return false
+	}
+	c.queue = append(c.queue, p)
+	return true
+}
+
+// reply is what a handler gets.
+func (p *pending) reply(resp kmsg.Response) {
+	if resp != nil {
+		if resp.Key() != p.key {
+			invariant.Check(false, "request key %d answered with key %d", p.key, resp.Key())
+		}
+		resp.SetVersion(p.version)
+	}
+	p.answer(resp)
+}
+
+// answer fills the slot.
+func (p *pending) answer(resp kmsg.Response) {
+	var bytes int64
+	if resp != nil {
+		bytes = int64(sizeHint(resp))
+	}
+	c := p.c
+	c.mu.Lock()
+	if p.answered {
+		c.mu.Unlock()
+		invariant.Check(false, "request key %d version %d of %s answered twice", p.key, p.version, c.remote)
+	}
+	p.answered = true
+	if c.dead {
+		c.mu.Unlock()
+		c.srv.opt.Memory.release(p.held)
+		return
+	}
+	p.resp, p.bytes = resp, bytes
+	c.waiting += bytes
+	if c.queue[0] == p {
+		c.writable.Signal()
+	}
+	c.mu.Unlock()
+}
+
+// maxWrite is about how much one write collects.
+const maxWrite = 1 << 20
+
+// take waits for an answer at the head of the queue and appends all contiguous
+// answers to batch. It returns none when the connection is dead or drained.
+func (c *Conn) take(batch []*pending) []*pending {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		if c.dead || c.draining && len(c.queue) == 0 {
+			return batch
+		}
+		if len(c.queue) > 0 && c.queue[0].answered {
+			break
+		}
+		c.writable.Wait()
+	}
+	var bytes int64
+	for _, p := range c.queue {
+		if !p.answered || bytes > maxWrite {
+			break
+		}
+		bytes += p.bytes
+		batch = append(batch, p)
+	}
+	return batch
+}
+
+// done removes the written head of the queue.
+func (c *Conn) done(batch []*pending) {
+	var held int64
+	c.mu.Lock()
+	if !c.dead { // close has settled everything else
+		for _, p := range batch {
+			held += p.held
+			c.waiting -= p.bytes
+			p.resp = nil
+		}
+		n := copy(c.queue, c.queue[len(batch):])
+		clear(c.queue[n:])
+		c.queue = c.queue[:n]
+		c.readable.Signal()
+	}
+	c.mu.Unlock()
+	c.srv.opt.Memory.release(held)
+}
+
+// writeLoop writes answers in order until the connection ends, and closes it.
+func (c *Conn) writeLoop() {
+	defer c.srv.wg.Done()
+	defer c.close()
+	var batch []*pending
+	for {
+		batch = c.take(batch[:0])
+		if len(batch) == 0 {
+			return
+		}
+		hint := 0
+		for _, p := range batch {
+			hint += int(p.bytes)
+		}
+		buf := getBuffer(hint)
+		out := (*buf)[:0]
+		for _, p := range batch {
+			out = p.append(out)
+		}
+		*buf = out
+		err := c.write(out)
+		putBuffer(buf)
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				c.srv.log.Debug("connection lost", "peer", c.remote, "err", err)
+			}
+			return
+		}
+		c.done(batch)
+		clear(batch)
+	}
+}
+
+func (c *Conn) write(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.srv.opt.IdleTimeout)); err != nil {
+		return err
+	}
+	n, err := c.nc.Write(b)
+	c.srv.bytesOut.Add(uint64(n))
+	return err
+}
+
+// readLoop serves requests until the connection ends. When the server drains,
+// the writer closes the connection.
+func (c *Conn) readLoop() {
+	defer c.srv.wg.Done()
+	for c.awaitRoom() {
+		err := c.serveOne()
+		if err == nil {
+			continue
+		}
+		var bad *protocolError
+		switch {
+		case c.isDraining():
+			return
+		case errors.As(err, &bad):
+			c.srv.protocolErrors.Add(1)
+			c.srv.log.Warn("closed connection", "peer", c.remote, "reason", bad.reason)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.srv.idleConnsGone.Add(1)
+			c.srv.log.Debug("closed idle connection", "peer", c.remote, "took", c.srv.opt.IdleTimeout)
+		case !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed):
+			c.srv.log.Debug("connection lost", "peer", c.remote, "err", err)
+		}
+		c.close()
+		return
+	}
+}
+
+func (c *Conn) isDraining() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining && !c.dead
+}
+
+// serveOne reads one request and gives it to the handler.
+func (c *Conn) serveOne() error {
+	f, err := c.readFrame()
+	if err != nil {
+		return err
+	}
+	p := &pending{c: c, key: f.key, version: f.version, id: f.correlationID, held: f.held}
+	if f.refusal != nil {
+		if c.push(p) {
+			p.answer(f.refusal)
+		} else {
+			c.srv.opt.Memory.release(p.held)
+		}
+		return nil
+	}
+	req := &Request{
+		Conn: c, Key: f.key, Version: f.version, CorrelationID: f.correlationID,
+		Size: f.size, Received: time.Now(),
+	}
+	if err = f.decode(req, c.srv.opt.MaxFrame, p, c.srv.opt.Memory); err != nil {
+		c.srv.opt.Memory.release(p.held)
+		return err
+	}
+	if !c.push(p) {
+		c.srv.opt.Memory.release(p.held)
+		return net.ErrClosed
+	}
+	c.srv.requests.Add(1)
+	c.srv.opt.Handler.Serve(c.ctx, req, p.reply)
+	return nil
+}
+
+// setReadDeadline gives the peer until the idle timeout to send something,
+// unless the connection is draining.
+func (c *Conn) setReadDeadline() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.draining {
+		return os.ErrDeadlineExceeded
+	}
+	return c.nc.SetReadDeadline(time.Now().Add(c.srv.opt.IdleTimeout))
+}
+
+// busy tells whether a request is in flight.
+func (c *Conn) busy() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) > 0
+}

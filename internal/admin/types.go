@@ -1,0 +1,131 @@
+package admin
+
+// Cluster is the answer of /v1/cluster: the metadata as this node has applied it.
+type Cluster struct {
+	ClusterID string  `json:"cluster_id"`
+	Node      int32   `json:"node"` // who answers
+	MetaIndex uint64  `json:"meta_index"`
+	Nodes     []Node  `json:"nodes"`
+	Topics    []Topic `json:"topics"`
+	// Internal holds __meta and the __consumer_offsets shards.
+	Internal []Partition `json:"internal"`
+}
+
+// Node is a registered node. Alive is as seen by who answers.
+type Node struct {
+	ID    int32  `json:"id"`
+	Store string `json:"store"`
+	Kafka string `json:"kafka"`
+	Raft  string `json:"raft"`
+	Admin string `json:"admin"`
+	Rack  string `json:"rack,omitempty"`
+	Alive bool   `json:"alive"`
+}
+
+// Topic is a topic with its partitions.
+type Topic struct {
+	Topic      string      `json:"topic"`
+	ID         string      `json:"id"`
+	Partitions []Partition `json:"partitions"`
+}
+
+// Partition is a group and the replicas the metadata names.
+type Partition struct {
+	Group      string             `json:"group"`
+	Partition  int32              `json:"partition"`
+	Leader     int32              `json:"leader_node"` // 0: none known
+	Term       uint64             `json:"term"`
+	Generation uint64             `json:"generation"`
+	Replicas   []PartitionReplica `json:"replicas"`
+}
+
+// PartitionReplica is a replica as the metadata wants it.
+type PartitionReplica struct {
+	ReplicaID uint64 `json:"replica_id"`
+	Node      int32  `json:"node"`
+	Joining   bool   `json:"joining,omitempty"`
+	Lost      bool   `json:"lost,omitempty"`
+	Learner   bool   `json:"learner,omitempty"`
+}
+
+// Topic returns the topic called name, or nil.
+func (c *Cluster) Topic(name string) *Topic {
+	for i := range c.Topics {
+		if c.Topics[i].Topic == name {
+			return &c.Topics[i]
+		}
+	}
+	return nil
+}
+
+// NodeByID returns the node with this id, or nil.
+func (c *Cluster) NodeByID(id int32) *Node {
+	for i := range c.Nodes {
+		if c.Nodes[i].ID == id {
+			return &c.Nodes[i]
+		}
+	}
+	return nil
+}
+
+// Replicas is the answer of /v1/replicas.
+type Replicas struct {
+	Node     int32     `json:"node"`
+	Replicas []Replica `json:"replicas"`
+	Retired  []Replica `json:"retired"`
+}
+
+// Replica is a replica on the answering node. Counters are since process start.
+type Replica struct {
+	Node                  int32     `json:"node,omitempty"`
+	Topic                 string    `json:"topic"`
+	Partition             int32     `json:"partition"`
+	Group                 string    `json:"group"`
+	ReplicaID             uint64    `json:"replica_id"`
+	Role                  string    `json:"role"`
+	LeaderNode            int32     `json:"leader_node"`
+	Term                  uint64    `json:"term"`
+	FirstIndex            uint64    `json:"first_index"`
+	LastIndex             uint64    `json:"last_index"`
+	CommitIndex           uint64    `json:"commit_index"`
+	AppliedIndex          uint64    `json:"applied_index"`
+	SnapshotIndex         uint64    `json:"snapshot_index"`
+	LogStartOffset        int64     `json:"log_start_offset"`
+	HighWatermark         int64     `json:"high_watermark"`
+	State                 string    `json:"state"`
+	Reason                string    `json:"reason,omitempty"` // why it is quarantined
+	SnapshotsCreated      uint64    `json:"snapshots_created"`
+	SnapshotsInstalled    uint64    `json:"snapshots_installed"`
+	SnapshotBytesReceived uint64    `json:"snapshot_bytes_received"`
+	SnapshotBytesReused   uint64    `json:"snapshot_bytes_reused"`
+	EntriesReplayed       uint64    `json:"entries_replayed"`
+	Transfer              *Transfer `json:"transfer"`
+}
+
+// Transfer is a snapshot on its way.
+type Transfer struct {
+	Group          string  `json:"group"`
+	Direction      string  `json:"direction"` // in or out
+	Source         int32   `json:"source_node"`
+	BytesDone      uint64  `json:"bytes_done"`
+	BytesTotal     uint64  `json:"bytes_total"`
+	BytesReused    uint64  `json:"bytes_reused"`
+	BytesPerSecond float64 `json:"bytes_per_second"`
+	SecondsLeft    float64 `json:"seconds_left"`
+	Attempts       int     `json:"attempts"`
+}
+
+// Digest is the answer of /v1/digest: over the stored batches as a consumer reads them.
+type Digest struct {
+	From    int64  `json:"from"`
+	To      int64  `json:"to"`
+	Records int64  `json:"records"`
+	Batches int64  `json:"batches"`
+	SHA256  string `json:"sha256"`
+}
+
+// Checkpoint is a row of /v1/snapshots.
+type Checkpoint struct {
+	Group string `json:"group"`
+	Index uint64 `json:"index"`
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -220,4 +221,4 @@ func FuzzBody(f *testing.F) {
 }
 
 // nullString: the walk lets a null pass where only kmsg knows that the field has none.
-func nullString(err error) bool { return strings.Contains(err.Error(), "not enough data") }
+func nullString(err error) bool { return errors.Is(err, kbin.ErrNotEnoughData) }

@@ -192,7 +192,7 @@ func (s *Server) add(nc net.Conn) {
 		return
 	case s.opt.MaxConns > 0 && len(s.conns) >= s.opt.MaxConns:
 		s.mu.Unlock()
-		_ = nc.Close()
+		defer nc.Close()
 		s.refused.Add(1)
 		s.log.Warn("refused connection", "peer", nc.RemoteAddr().String(), "reason", "too many connections", "limit", s.opt.MaxConns)
 		return

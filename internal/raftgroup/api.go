@@ -235,26 +235,19 @@ type Events interface {
 	Fatal(err error)
 }
 
-// Sender is what raft messages leave through: transport.Transport or its twin.
-type Sender interface {
-	Send(node ident.NodeID, class transport.Class, bufs ...[]byte) bool
-	Connected(node ident.NodeID) bool
-}
-
 // Options configure a Host. All fields without a default are required.
 type Options struct {
 	Node  ident.NodeID
 	Store ident.StoreID
 	FS    vfs.FS
 	// Dir holds a directory for each replica.
-	Dir    string
-	Log    *raftlog.Log
-	Sender Sender
-	// Server hands this node's checkpoints to others, Receiver fetches theirs
-	// through Source.
+	Dir string
+	Log *raftlog.Log
+	// Sender carries frames and the snapshot transfer's calls.
+	Sender transport.Sender
+	// Server hands this node's checkpoints to others, Receiver fetches theirs.
 	Server   *snapshot.Server
 	Receiver *snapshot.Receiver
-	Source   snapshot.Source
 	Events   Events
 	Logger   *slog.Logger
 	// ElectionTimeout is at least twice HeartbeatInterval. Defaults 1 s, 100 ms.
@@ -266,6 +259,12 @@ type Options struct {
 	Policy  Policy
 	// Compression of checkpoint blobs. The zero value is none.
 	Compression snapshot.Codec
+	// DiskReserve is how many bytes a snapshot transfer leaves free.
+	DiskReserve int64
+	// MoreDonors, if set, lists directories besides those under Dir that may
+	// hold files of a group's earlier life here, by its key. Their bytes are
+	// used where they match by hash.
+	MoreDonors func(key string) []string
 }
 
 // Policy says when checkpoints are taken and what of the log is kept behind

@@ -82,8 +82,8 @@ func (o *Options) complete() error {
 		return errors.New("raftgroup: Node and Store are required")
 	case o.FS == nil || o.Dir == "" || o.Log == nil || o.Sender == nil || o.Events == nil:
 		return errors.New("raftgroup: FS, Dir, Log, Sender and Events are required")
-	case o.Server == nil || o.Receiver == nil || o.Source == nil:
-		return errors.New("raftgroup: Server, Receiver and Source are required")
+	case o.Server == nil || o.Receiver == nil:
+		return errors.New("raftgroup: Server and Receiver are required")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

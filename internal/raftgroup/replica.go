@@ -48,12 +48,18 @@ type Replica struct {
 	serving   atomic.Bool
 	// fence: entries at or below it belong to an installed snapshot and are not
 	// applied, yet their responses are delivered (rule 10). The raft worker moves it.
-	fence   atomic.Uint64
+	fence atomic.Uint64
+	// replayTo: applying up to it counts as replay (see catchUp). The raft worker moves it.
+	replayTo atomic.Uint64
+	// dying: closed or about to be; nothing more is applied or captured.
+	dying   atomic.Bool
 	waiters waiters
 	count   counters
 	dropped atomic.Uint64
 	// done is closed once the replica is closed and its files are.
 	done chan struct{}
+	// fetches are the goroutines that move snapshots here.
+	fetches sync.WaitGroup
 	// bg is held while a background job writes into base.
 	bg sync.Mutex
 

@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -16,7 +17,7 @@ type logView interface {
 	FirstIndex() ident.Index
 	LastIndex() ident.Index
 	Term(i ident.Index) (ident.Term, error)
-	Entries(lo, hi ident.Index, maxBytes uint64) ([]raftlog.Entry, error)
+	Entries(lo, hi ident.Index, maxBytes int64) ([]raftlog.Entry, error)
 }
 
 // storage is raft's Storage over one replica's view of the raftlog. All
@@ -65,7 +66,7 @@ func (s *storage) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
 	if ident.Index(lo) < s.first {
 		return nil, raft.ErrCompacted
 	}
-	es, err := s.view.Entries(ident.Index(lo), ident.Index(hi), maxSize)
+	es, err := s.view.Entries(ident.Index(lo), ident.Index(hi), int64(min(maxSize, math.MaxInt64)))
 	if err != nil {
 		return nil, storageError(err)
 	}

@@ -1,0 +1,176 @@
+package raftgroup
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"chronik/internal/ident"
+)
+
+// maxLearned bounds the senders remembered that no configuration names.
+const maxLearned = 64
+
+// catchUp says whether the replica has heard what was committed while it was away.
+type catchUp struct {
+	// heard: a leader's append, or own leadership, has told it. Until then, and
+	// up to that index, applying counts as replay.
+	heard bool
+}
+
+// stepItem takes a piece of a peer's frame.
+func (r *Replica) stepItem(o *outbox, it *item) {
+	if r.rs.state == StateQuarantined || !r.admit(it) {
+		return
+	}
+	switch it.kind {
+	case itemMessage:
+		r.stepMessage(o, it.msg)
+	case itemOffer:
+		r.offered(o, it)
+	case itemStatus:
+		r.transferStatus(it)
+	}
+}
+
+// admit drops what contradicts a binding; a sender nobody has named passes and
+// is answered where it came from (correctness rule 19).
+func (r *Replica) admit(it *item) bool {
+	rs := &r.rs
+	known, ok := rs.mem.find(it.from)
+	if !ok {
+		known, ok = rs.learned[it.from]
+	}
+	if ok {
+		return known.Store.IsZero() || known.Store == it.src.store
+	}
+	if len(rs.learned) >= maxLearned {
+		clear(rs.learned)
+	}
+	rs.learned[it.from] = Member{Replica: it.from, Node: it.src.node, Store: it.src.store}
+	return true
+}
+
+func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
+	rs := &r.rs
+	switch m.GetType() { //nolint:exhaustive // the others need no care
+	case pb.MsgHeartbeat:
+		if ident.Index(m.GetCommit()) > rs.last && r.lostLog(o, m) {
+			return
+		}
+	case pb.MsgApp:
+		if m.GetTerm() >= uint64(rs.hs.Term) {
+			r.heardCommit(ident.Index(m.GetCommit()))
+		}
+	}
+	_ = rs.rn.Step(m) // the errors say that a message no longer matters
+}
+
+// lostLog catches the one message that makes raft panic: a leader of this term
+// or a later one remembers that this id held more than it does. Its durable
+// state was lost, so it must never vote again under this id.
+func (r *Replica) lostLog(o *outbox, m *pb.Message) bool {
+	r.handleReady(o) // what this pass appended counts
+	rs := &r.rs
+	if ident.Index(m.GetCommit()) <= rs.last || m.GetTerm() < uint64(rs.hs.Term) {
+		return false
+	}
+	r.quarantine(fmt.Errorf("%w: the leader remembers index %d as durable here, the log ends at %d", ErrCorrupt, m.GetCommit(), rs.last))
+	return true
+}
+
+// heardCommit ends the count of replayed entries at the index that was
+// committed when the group was first heard.
+func (r *Replica) heardCommit(commit ident.Index) {
+	if !r.rs.catch.heard {
+		r.rs.catch.heard = true
+		r.replayTo.Store(uint64(commit))
+	}
+}
+
+// forgetCommit begins a new catch-up.
+func (r *Replica) forgetCommit() {
+	r.rs.catch.heard = false
+	r.replayTo.Store(math.MaxUint64)
+}
+
+// stepClock takes ticks and what the host's events ask for.
+func (r *Replica) stepClock(o *outbox, in *inbox) {
+	if r.rs.state == StateQuarantined {
+		return
+	}
+	if in.flags&(flagStart|flagPeers) != 0 && r.released.Load() {
+		r.peersChanged(o, in.downs)
+	}
+	if in.flags&flagCampaign != 0 {
+		r.campaignNow(o)
+	}
+	if in.ticks == 0 {
+		return
+	}
+	for range in.ticks {
+		r.rs.rn.Tick()
+	}
+	r.waiters.expire(in.now)
+	r.expireReads(in.now)
+	r.rs.slow += in.ticks
+	if time.Duration(r.rs.slow)*r.h.opt.HeartbeatInterval >= slowInterval {
+		r.rs.slow = 0
+		r.handleReady(o)
+		r.slowTick(o)
+	}
+}
+
+// slowInterval is how often a replica looks at what need not be exact.
+const slowInterval = time.Second
+
+func (r *Replica) slowTick(o *outbox) {
+	r.watchOffers()
+	r.reportTransfer(o)
+	r.retryStaged(o)
+	r.trim()
+	rs := &r.rs
+	if rs.state == StateRunning && !rs.nextCkpt.IsZero() && rs.now.After(rs.nextCkpt) {
+		r.scheduleCheckpoint()
+		if r.applied.Load() > r.snapIndex.Load() {
+			r.as.post(r, applyItem{fn: func() { r.checkpointNow("interval", nil) }})
+		}
+	}
+	rs.dirty = rs.dirty || rs.role == raft.StateLeader
+}
+
+// scheduleCheckpoint sets the time of the next periodic one.
+func (r *Replica) scheduleCheckpoint() {
+	if iv := r.h.opt.Policy.Interval; iv > 0 {
+		r.rs.nextCkpt = time.Now().Add(r.h.jitter(iv, r.spec.Replica))
+	}
+}
+
+// transfer hands leadership over.
+func (r *Replica) transfer(to ident.ReplicaID) {
+	rs := &r.rs
+	if rs.state != StateRunning || rs.role != raft.StateLeader {
+		return
+	}
+	if to == 0 {
+		to = r.bestSuccessor()
+	}
+	if to != 0 && to != r.spec.Replica {
+		rs.rn.TransferLeader(uint64(to))
+	}
+}
+
+// bestSuccessor is the connected voter with the highest match.
+func (r *Replica) bestSuccessor() ident.ReplicaID {
+	var best ident.ReplicaID
+	var match ident.Index
+	for _, f := range r.followers() {
+		if !f.Learner && f.Alive && f.State == "StateReplicate" && (best == 0 || f.Match > match) {
+			best, match = f.Replica, f.Match
+		}
+	}
+	return best
+}

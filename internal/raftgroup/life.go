@@ -1,0 +1,104 @@
+package raftgroup
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+)
+
+// quarantine ends the replica's part in its group for good: it never votes,
+// ticks or answers again under this id. Runs on the raft worker.
+func (r *Replica) quarantine(err error) {
+	if r.rs.state == StateQuarantined || r.rs.state == StateStopped {
+		return
+	}
+	r.log.Error("quarantined replica", "err", err)
+	r.close(StateQuarantined, err, fmt.Errorf("%w: %w", ErrQuarantined, err))
+	r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
+	r.h.opt.Events.ReplacementNeeded(r.spec.Group, r.spec.Replica, err.Error())
+}
+
+// close refuses everything from now on and closes the state machine.
+func (r *Replica) close(st State, reason, err error) {
+	rs := &r.rs
+	rs.state, rs.reason = st, reason
+	r.mu.Lock()
+	r.closed = err
+	r.mu.Unlock()
+	r.dying.Store(true)
+	r.serving.Store(false)
+	r.waiters.fail(0, err)
+	rs.reads.fail(err)
+	r.dropTransfers()
+	rs.lead, rs.role = raft.None, raft.StateFollower
+	r.announce()
+	r.refresh()
+	r.as.resume(r)
+	r.as.post(r, applyItem{fn: r.closeStateMachine})
+}
+
+// shutdown closes the replica; done is closed when its files are. It may be
+// called more than once, from any goroutine.
+func (r *Replica) shutdown(err error) {
+	r.postLocal(localEvent{fn: func(*outbox) {
+		if r.rs.state == StateStopped {
+			return
+		}
+		if r.rs.state == StateQuarantined {
+			r.rs.state = StateStopped
+			r.refresh()
+		} else {
+			r.close(StateStopped, err, err)
+		}
+		r.as.post(r, applyItem{fn: r.finish})
+	}})
+}
+
+func (r *Replica) closedError() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
+}
+
+// closeStateMachine runs on the apply worker, behind everything that was queued.
+// While a checkpoint of it is being written it waits for that.
+func (r *Replica) closeStateMachine() {
+	a := &r.as
+	if a.ckpt.busy {
+		a.ckpt.after = append(a.ckpt.after, r.closeStateMachine)
+		return
+	}
+	a.ckpt.fail(ErrStopped)
+	if a.open {
+		a.open = false
+		if err := a.sm.Close(); err != nil {
+			r.log.Warn("closed state machine", "err", err)
+		}
+	}
+}
+
+// finish is the last thing that happens to a replica.
+func (r *Replica) finish() {
+	a := &r.as
+	if a.ckpt.busy {
+		a.ckpt.after = append(a.ckpt.after, r.finish)
+		return
+	}
+	r.waiters.fail(0, ErrStopped)
+	r.h.loops.Go(func() {
+		r.fetches.Wait()
+		close(r.done)
+	})
+}
+
+// failApply quarantines from the apply worker.
+func (r *Replica) failApply(err error) {
+	r.dying.Store(true)
+	r.postLocal(localEvent{fn: func(*outbox) { r.quarantine(err) }})
+}
+
+// isStopped tells errors that only say that the replica is going away.
+func isStopped(err error) bool {
+	return errors.Is(err, ErrStopped) || errors.Is(err, ErrQuarantined)
+}

@@ -1,0 +1,282 @@
+package raftgroup
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"chronik/internal/ident"
+	"chronik/internal/raftlog"
+	"chronik/internal/snapshot"
+	"chronik/internal/vfs"
+)
+
+// Limits of one group's raft instance.
+const (
+	maxSizePerMsg      = 1 << 20
+	maxInflightMsgs    = 256
+	maxInflightBytes   = 64 << 20
+	maxUncommitted     = 64 << 20
+	maxCommittedReady  = 8 << 20
+	firstGeneration    = 1
+	initialVoterIndex  = 1
+	initialVoterTerm   = 1
+	maxSpecMembers     = 1 << 10
+	fallbackKeyPattern = "unreadable-%d"
+)
+
+// creation encodes the spec for the raftlog (JSON: written once a replica, read
+// by people too).
+func (s Spec) creation() (raftlog.Creation, error) {
+	if err := s.check(); err != nil {
+		return raftlog.Creation{}, err
+	}
+	info, err := json.Marshal(s)
+	if err != nil {
+		return raftlog.Creation{}, fmt.Errorf("raftgroup: encode spec of %s: %w", s.Name, err)
+	}
+	c := raftlog.Creation{Replica: s.Replica, Group: s.Group, CreatedAt: s.CreatedAt, Info: info}
+	if len(s.Members) > 0 {
+		c.First, c.FirstTerm = initialVoterIndex, initialVoterTerm
+	}
+	return c, nil
+}
+
+// specOf decodes a creation.
+func specOf(c raftlog.Creation) (Spec, error) {
+	var s Spec
+	if err := json.Unmarshal(c.Info, &s); err != nil {
+		return s, fmt.Errorf("%w: creation of replica %d: %w", ErrCorrupt, c.Replica, err)
+	}
+	if s.Group != c.Group || s.Replica != c.Replica || len(s.Members) > maxSpecMembers {
+		return s, fmt.Errorf("%w: creation of replica %d of group %d describes replica %d of group %d",
+			ErrCorrupt, c.Replica, c.Group, s.Replica, s.Group)
+	}
+	return s, s.check()
+}
+
+// open makes a created replica known. What cannot be read quarantines it; an
+// error is returned only if it is known already or the host stops.
+func (h *Host) open(c raftlog.Creation) error {
+	spec, err := specOf(c)
+	if err != nil {
+		spec = Spec{Group: c.Group, Replica: c.Replica, Name: fmt.Sprintf(fallbackKeyPattern, c.Replica), Key: fmt.Sprintf(fallbackKeyPattern, c.Replica)}
+	}
+	r := h.newReplica(spec)
+	if err == nil {
+		err = r.load(c)
+	}
+	if err != nil {
+		r.openFailed(err)
+	} else {
+		r.refresh()
+	}
+	if ierr := h.insert(r); ierr != nil {
+		if r.as.open {
+			ierr = errors.Join(ierr, r.as.sm.Close())
+		}
+		return ierr
+	}
+	if err != nil {
+		h.opt.Events.Quarantined(spec.Group, spec.Replica, err)
+		h.opt.Events.ReplacementNeeded(spec.Group, spec.Replica, err.Error())
+	}
+	return nil
+}
+
+func (h *Host) newReplica(spec Spec) *Replica {
+	r := &Replica{
+		h: h, spec: spec, base: h.baseOf(spec),
+		shard:      h.raft.shardOf(uint64(spec.Replica), spec.Priority),
+		applyShard: h.apply.shardOf(uint64(spec.Replica), spec.Priority),
+		done:       make(chan struct{}),
+	}
+	r.log = h.log.With(slog.String("group", spec.Name), slog.Uint64("replica", uint64(spec.Replica)))
+	r.rs.learned = make(map[ident.ReplicaID]Member)
+	r.rs.offers = make(map[ident.ReplicaID]*offering)
+	r.rs.mem = initialMembership(spec.Members)
+	r.rs.state = StateRunning
+	r.rs.now = time.Now()
+	r.replayTo.Store(math.MaxUint64)
+	r.status.Store(&Status{Group: spec.Group, Replica: spec.Replica, Name: spec.Name, Topic: spec.Topic, Partition: spec.Partition, Kind: spec.Kind})
+	return r
+}
+
+// openFailed makes a replica that only says why it does not work.
+func (r *Replica) openFailed(err error) {
+	r.log.Error("quarantined replica", "err", err)
+	r.rs.state, r.rs.reason = StateQuarantined, err
+	r.closed = fmt.Errorf("%w: %w", ErrQuarantined, err)
+	r.dying.Store(true)
+	r.refresh()
+}
+
+// load reads everything durable of the replica and starts raft on it.
+func (r *Replica) load(c raftlog.Creation) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("open replica: %v", p)
+		}
+		if err != nil && r.as.open {
+			r.as.open = false
+			err = errors.Join(err, r.as.sm.Close())
+		}
+	}()
+	rs := &r.rs
+	if rs.view = r.h.opt.Log.Replica(r.spec.Replica); rs.view == nil {
+		return fmt.Errorf("%w: the raftlog does not know the replica", ErrCorrupt)
+	}
+	if err := r.h.damaged(r.spec.Replica); err != nil {
+		return err
+	}
+	rs.gen = firstGeneration
+	if in := rs.view.Install(); in != nil {
+		rs.gen = in.Generation
+	}
+	if err := r.openState(c); err != nil {
+		return err
+	}
+	if err := r.checkLog(c); err != nil {
+		return err
+	}
+	return r.startRaft(c)
+}
+
+// damaged tells what the raftlog's recovery found wrong with a replica.
+func (h *Host) damaged(id ident.ReplicaID) error {
+	for _, d := range h.opt.Log.Recovery().Quarantined {
+		if d.Replica == id {
+			return fmt.Errorf("%w: %w", ErrCorrupt, d.Err)
+		}
+	}
+	return nil
+}
+
+// openState opens the state machine of the live generation.
+func (r *Replica) openState(c raftlog.Creation) error {
+	fs, a, rs := r.h.opt.FS, &r.as, &r.rs
+	a.gen, a.dir = rs.gen, snapshot.GenDir(r.base, rs.gen)
+	if err := snapshot.RemoveOthers(fs, r.base, rs.gen); err != nil {
+		return err
+	}
+	if rs.gen == firstGeneration {
+		if err := vfs.MkdirAllSync(fs, a.dir); err != nil {
+			return err
+		}
+	}
+	ck, blob, err := snapshot.Read(fs, a.dir)
+	switch {
+	case errors.Is(err, snapshot.ErrNoCheckpoint) && rs.gen == firstGeneration:
+		a.index, a.term, a.mem, blob = c.First, c.FirstTerm, rs.mem, nil
+		ck = snapshot.Checkpoint{}
+	case err != nil:
+		return err
+	default:
+		if ck.Group != r.spec.Group {
+			return fmt.Errorf("%w: %s is of group %d", ErrCorrupt, a.dir, ck.Group)
+		}
+		if a.mem, err = checkpointMembership(ck); err != nil {
+			return err
+		}
+		a.index, a.term = ck.Point.Index, ck.Point.Term
+		a.ckpt.index, a.ckpt.has = a.index, true
+		rs.mem = a.mem
+		rs.ckpt = &checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen}
+		r.snapIndex.Store(uint64(a.index))
+	}
+	if !a.ckpt.has {
+		a.ckpt.index = a.index
+	}
+	files := make([]CaptureFile, 0, len(ck.Files))
+	for _, f := range ck.Files {
+		files = append(files, CaptureFile{Name: f.Name, Size: f.Size})
+	}
+	sm, err := r.h.choose(r.spec)(fs, a.dir, blob, files)
+	if err != nil {
+		return fmt.Errorf("open state machine in %s: %w", a.dir, err)
+	}
+	a.sm, a.open = sm, true
+	r.applied.Store(uint64(a.index))
+	return nil
+}
+
+// checkpointMembership decodes the membership that a checkpoint carries.
+func checkpointMembership(ck snapshot.Checkpoint) (*membership, error) {
+	rd := &reader{b: ck.Point.Members}
+	members := rd.members()
+	if rd.bad || len(rd.b) > 0 {
+		return nil, fmt.Errorf("%w: members of the checkpoint at index %d", ErrCorrupt, ck.Point.Index)
+	}
+	return membershipOf(ck.Point.ConfState, members, ck.Point.ConfGeneration)
+}
+
+// checkLog compares the log with the checkpoint: the log must reach from at
+// most the entry after the checkpoint to at least the checkpoint.
+func (r *Replica) checkLog(c raftlog.Creation) error {
+	rs, a := &r.rs, &r.as
+	rs.hs = rs.view.HardState()
+	first, last := rs.view.FirstIndex(), rs.view.LastIndex()
+	last = max(last, first-1)
+	rs.hs.Term = max(rs.hs.Term, c.FirstTerm)
+	// Applied may be ahead of the commit index on disk, never of the log (raft
+	// applies only what is stable here).
+	rs.hs.Commit = max(rs.hs.Commit, c.First, a.index)
+	switch {
+	case a.index+1 < first:
+		return fmt.Errorf("%w: the log begins at %d, the checkpoint is at %d", ErrCorrupt, first, a.index)
+	case rs.hs.Commit > last:
+		return fmt.Errorf("%w: the log ends at %d, committed is %d, the checkpoint is at %d", ErrCorrupt, last, rs.hs.Commit, a.index)
+	}
+	term, err := rs.view.Term(first - 1)
+	if err != nil {
+		return fmt.Errorf("term before the log's first index %d: %w", first, err)
+	}
+	if a.index >= first-1 && a.ckpt.has {
+		if t, err := rs.view.Term(a.index); err != nil || t != a.term {
+			return fmt.Errorf("%w: the log has term %d at the checkpoint's index %d, the checkpoint %d (%w)", ErrCorrupt, t, a.index, a.term, err)
+		}
+	}
+	rs.durable = rs.hs
+	rs.last = last
+	rs.st = &storage{view: rs.view, first: first, firstTerm: term, snapshot: r.snapshotForRaft}
+	return nil
+}
+
+// startRaft makes the RawNode.
+func (r *Replica) startRaft(raftlog.Creation) error {
+	rs, o := &r.rs, &r.h.opt
+	t, v, cm := uint64(rs.hs.Term), uint64(rs.hs.Vote), uint64(rs.hs.Commit)
+	rs.st.hs = &pb.HardState{Term: &t, Vote: &v, Commit: &cm}
+	rs.st.cs = rs.mem.conf
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID:            uint64(r.spec.Replica),
+		ElectionTick:  int((o.ElectionTimeout + o.HeartbeatInterval - 1) / o.HeartbeatInterval),
+		HeartbeatTick: 1,
+		Storage:       rs.st,
+		Applied:       uint64(r.as.index),
+
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             maxSizePerMsg,
+		MaxCommittedSizePerReady:  maxCommittedReady,
+		MaxUncommittedEntriesSize: maxUncommitted,
+		MaxInflightMsgs:           maxInflightMsgs,
+		MaxInflightBytes:          maxInflightBytes,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+		Logger:                    &raftLogger{log: r.log},
+	})
+	if err != nil {
+		return err
+	}
+	rs.rn = rn
+	r.scheduleCheckpoint()
+	return nil
+}

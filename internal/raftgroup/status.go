@@ -1,0 +1,137 @@
+package raftgroup
+
+import (
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/tracker"
+
+	"chronik/internal/ident"
+	"chronik/internal/snapshot"
+)
+
+// String returns the word of the admin API.
+func (r Role) String() string {
+	switch r {
+	case RoleCandidate:
+		return "candidate"
+	case RoleLeader:
+		return "leader"
+	case RoleLearner:
+		return "learner"
+	case RoleFollower:
+	}
+	return "follower"
+}
+
+// String returns the word of the admin API.
+func (s State) String() string {
+	switch s {
+	case StateHeld:
+		return "held"
+	case StateReceiving:
+		return "receiving-snapshot"
+	case StateQuarantined:
+		return "quarantined"
+	case StateStopped:
+		return "stopped"
+	case StateRunning:
+	}
+	return "running"
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (r Role) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// refresh publishes a new Status. Runs on the raft worker, or before it knows
+// the replica.
+func (r *Replica) refresh() {
+	rs := &r.rs
+	rs.dirty = false
+	s := &Status{
+		Group: r.spec.Group, Replica: r.spec.Replica, Name: r.spec.Name,
+		Topic: r.spec.Topic, Partition: r.spec.Partition, Kind: r.spec.Kind,
+		State: rs.state, Term: rs.hs.Term, CommitIndex: rs.hs.Commit, LastIndex: rs.last,
+		Leader: ident.ReplicaID(rs.lead), Members: rs.mem.members, Serving: r.serving.Load(),
+	}
+	if s.State == StateRunning && !r.released.Load() {
+		s.State = StateHeld
+	}
+	if rs.reason != nil {
+		s.Reason = rs.reason.Error()
+	}
+	if rs.st != nil {
+		s.FirstIndex = rs.st.first
+	}
+	if rs.lead != raft.None {
+		s.LeaderNode = r.nodeOf(rs.lead)
+	}
+	switch {
+	case rs.role == raft.StateLeader:
+		s.Role = RoleLeader
+		s.Followers = r.followers()
+	case rs.role != raft.StateFollower:
+		s.Role = RoleCandidate
+	case !r.votes() && !slices.Contains(rs.mem.conf.GetVotersOutgoing(), uint64(r.spec.Replica)):
+		s.Role = RoleLearner
+	}
+	if rs.lead != raft.None {
+		rs.camp.led = true
+	}
+	r.status.Store(s)
+}
+
+// followers is the leader's view of the others, by replica id.
+func (r *Replica) followers() []Follower {
+	rs := &r.rs
+	var out []Follower
+	rs.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if id == uint64(r.spec.Replica) {
+			return
+		}
+		f := Follower{
+			Replica: ident.ReplicaID(id), Node: r.nodeOf(id), Learner: pr.IsLearner,
+			Match: ident.Index(pr.Match), State: pr.State.String(),
+		}
+		if rs.last > f.Match {
+			f.Lag = uint64(rs.last - f.Match)
+		}
+		f.Alive = f.Node != 0 && r.h.reachable(f.Node)
+		out = append(out, f)
+	})
+	return out
+}
+
+// replicaProgress tells the waiters how many voters hold what (rule 27).
+func (r *Replica) replicaProgress() {
+	rs := &r.rs
+	if rs.role != raft.StateLeader || !r.waiters.wanting() {
+		return
+	}
+	var buf [8]ident.Index
+	match := buf[:0]
+	rs.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if slices.Contains(rs.mem.conf.GetVoters(), id) {
+			match = append(match, ident.Index(pr.Match))
+		}
+	})
+	slices.SortFunc(match, func(a, b ident.Index) int {
+		switch {
+		case a > b:
+			return -1
+		case a < b:
+			return 1
+		}
+		return 0
+	})
+	r.waiters.progress(match)
+}
+
+// jitter spreads the periodic checkpoints of replicas born together.
+func (h *Host) jitter(iv time.Duration, id ident.ReplicaID) time.Duration {
+	return snapshot.Jitter(iv, uint64(id))
+}

@@ -1,0 +1,38 @@
+package kafka
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/wire"
+)
+
+// DescribeCluster: versions 0 and 1.
+//
+//	v1  brokers or controllers: clients can reach brokers only
+
+const brokerEndpoints = 1
+
+func describeCluster(h *Handler, _ context.Context, r *wire.Request, req *kmsg.DescribeClusterRequest) kmsg.Response {
+	resp := req.ResponseKind().(*kmsg.DescribeClusterResponse)
+	img := h.cluster.Image()
+	resp.ClusterID = img.ClusterID
+	resp.ControllerID = int32(h.cluster.Self())
+	resp.EndpointType = brokerEndpoints
+	if req.Version >= 1 && req.EndpointType != brokerEndpoints {
+		err := failf(kerr.UnsupportedEndpointType, "endpoint type %d is not served; brokers are %d", req.EndpointType, brokerEndpoints)
+		resp.ErrorCode, resp.ErrorMessage = h.code(r.Key, err), message(err)
+		return resp
+	}
+	if req.IncludeClusterAuthorizedOperations {
+		resp.ClusterAuthorizedOperations = clusterOperations
+	}
+	for _, b := range h.liveBrokers(img) {
+		wb := kmsg.NewDescribeClusterResponseBroker()
+		wb.NodeID, wb.Host, wb.Port, wb.Rack = int32(b.Node), b.KafkaHost, b.KafkaPort, rack(b)
+		resp.Brokers = append(resp.Brokers, wb)
+	}
+	return resp
+}

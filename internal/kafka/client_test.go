@@ -1,0 +1,142 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"chronik/internal/metadata"
+	"chronik/internal/wire"
+)
+
+// listen serves the fake cluster on a socket, as node 1, with the others down.
+func listen(t *testing.T, h *Handler, f *fakeCluster) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	f.apply(&metadata.RegisterBroker{
+		Node: fakeSelf, Store: fakeStore(fakeSelf), Previous: f.Image().StoreOf(fakeSelf),
+		KafkaHost: "127.0.0.1", KafkaPort: int32(addr.Port), RaftAddr: "r", AdminAddr: "a",
+	})
+	f.mu.Lock()
+	f.down[2], f.down[3] = true, true
+	f.mu.Unlock()
+	s := wire.NewServer(wire.Options{Handler: h})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if err := <-served; !errors.Is(err, wire.ErrServerClosed) {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return addr.String()
+}
+
+func newClient(t *testing.T, addr string, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	cl, err := kgo.NewClient(append(opts, kgo.SeedBrokers(addr), kgo.RetryTimeout(10*time.Second))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return cl
+}
+
+// TestClientProducesAndConsumes runs a real client over a socket: negotiation,
+// creation on demand, idempotent produce, fetch with waiting.
+func TestClientProducesAndConsumes(t *testing.T) {
+	h, f := newHandler(t)
+	addr := listen(t, h, f)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	const count = 200
+	consumer := newClient(t, addr, kgo.ConsumeTopics("events"), kgo.AllowAutoTopicCreation(),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
+	producer := newClient(t, addr, kgo.AllowAutoTopicCreation(), kgo.DefaultProduceTopic("events"), kgo.ProducerBatchCompression(kgo.SnappyCompression()))
+	var want []string
+	for i := range count {
+		value := fmt.Sprintf("value %d", i)
+		want = append(want, value)
+		producer.Produce(ctx, kgo.StringRecord(value), func(_ *kgo.Record, err error) {
+			if err != nil {
+				t.Errorf("produce: %v", err)
+			}
+		})
+	}
+	if err := producer.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for len(got) < count {
+		fetches := consumer.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) { got = append(got, string(r.Value)) })
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("consumed %d records that are not the %d produced", len(got), count)
+	}
+}
+
+// TestClientAdministers runs the usual admin calls through a real client.
+func TestClientAdministers(t *testing.T) {
+	h, f := newHandler(t)
+	adm := kadm.NewClient(newClient(t, listen(t, h, f)))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	created, err := adm.CreateTopic(ctx, 3, -1, map[string]*string{"retention.ms": kadm.StringPtr("5000")}, "orders")
+	if err != nil || created.NumPartitions != 3 || created.ReplicationFactor != 3 {
+		t.Fatalf("%+v, %v", created, err)
+	}
+	details, err := adm.ListTopics(ctx)
+	if err != nil || len(details["orders"].Partitions) != 3 || details["orders"].ID != kadm.TopicID(created.ID) {
+		t.Fatalf("%+v, %v", details, err)
+	}
+	if _, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: kadm.StringPtr("77")}}, "orders"); err != nil {
+		t.Fatal(err)
+	}
+	configs, err := adm.DescribeTopicConfigs(ctx, "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := map[string]string{}
+	for _, c := range configs[0].Configs {
+		if c.Source.String() == "DYNAMIC_TOPIC_CONFIG" {
+			set[c.Key] = c.MaybeValue()
+		}
+	}
+	if len(set) != 2 || set["retention.ms"] != "5000" || set["max.message.bytes"] != "77" {
+		t.Errorf("set on the topic: %v", set)
+	}
+	ends, err := adm.ListEndOffsets(ctx, "orders")
+	if err != nil || ends.Error() != nil || len(ends["orders"]) != 3 {
+		t.Errorf("%+v, %v", ends, err)
+	}
+	if more, err := adm.CreatePartitions(ctx, 2, "orders"); err != nil || more["orders"].Err != nil || len(f.Image().Topic("orders").Partitions) != 5 {
+		t.Errorf("%+v, %v", more, err)
+	}
+	if meta, err := adm.BrokerMetadata(ctx); err != nil || meta.Cluster != f.Image().ClusterID || len(meta.Brokers) != 1 {
+		t.Errorf("%+v, %v", meta, err)
+	}
+	if gone, err := adm.DeleteTopics(ctx, "orders"); err != nil || gone["orders"].Err != nil || f.Image().TopicCount() != 0 {
+		t.Errorf("%+v, %v", gone, err)
+	}
+}

@@ -1,0 +1,292 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/partition"
+	"chronik/internal/record"
+)
+
+func fetched(t testing.TB, h *Handler, req *kmsg.FetchRequest) kmsg.FetchResponseTopicPartition {
+	t.Helper()
+	return roundTrip[*kmsg.FetchResponse](t, h, req).Topics[0].Partitions[0]
+}
+
+// waiting asks for partition 0 of "orders" at its end, and waits up to 10 s.
+func waiting(offset int64) *kmsg.FetchRequest {
+	req := fetchOf("orders", 0, offset)
+	req.MaxWaitMillis = 10_000
+	return req
+}
+
+func TestFetchWaits(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		// during happens one second into the wait.
+		during func(t *testing.T, f *fakeCluster, p *fakePartition, cancel func())
+		min    int32
+		took   time.Duration
+		want   *kerr.Error
+		bytes  bool
+	}{
+		{"for nothing", func(*testing.T, *fakeCluster, *fakePartition, func()) {}, 1, 10 * time.Second, nil, false},
+		{"for records", func(t *testing.T, _ *fakeCluster, p *fakePartition, _ func()) { appendRecords(t, p, 1) }, 1, time.Second, nil, true},
+		{"for more than there is", func(t *testing.T, _ *fakeCluster, p *fakePartition, _ func()) { appendRecords(t, p, 1) }, 100_000, 10 * time.Second, nil, true},
+		{"until the leader moves", func(_ *testing.T, f *fakeCluster, _ *fakePartition, _ func()) { f.moveLeader("orders", 0, 2, 9) }, 1, time.Second, kerr.NotLeaderForPartition, false},
+		{"until the client leaves", func(_ *testing.T, _ *fakeCluster, _ *fakePartition, cancel func()) { cancel() }, 1, time.Second, nil, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, f := newHandler(t)
+				p := f.topic("orders", 1, nil)[0]
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				req := waiting(0)
+				req.MinBytes = tc.min
+				began := time.Now()
+				done := make(chan kmsg.Response, 1)
+				go h.Serve(ctx, request(t, req), func(r kmsg.Response) { done <- r })
+				time.Sleep(time.Second)
+				tc.during(t, f, p, cancel)
+				resp := decoded(t, req, <-done).(*kmsg.FetchResponse)
+				if took := time.Since(began); took != tc.took {
+					t.Errorf("took %v, want %v", took, tc.took)
+				}
+				got := resp.Topics[0].Partitions[0]
+				wantCode(t, "fetch", got.ErrorCode, tc.want)
+				if (len(got.RecordBatches) > 0) != tc.bytes || got.RecordBatches == nil {
+					t.Errorf("%d bytes of records, nil: %v", len(got.RecordBatches), got.RecordBatches == nil)
+				}
+				if len(p.watchers) != 0 {
+					t.Error("a watcher stayed")
+				}
+			})
+		})
+	}
+}
+
+func TestFetchGathersWhatItWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		p := f.topic("orders", 1, nil)[0]
+		size := int32(len(batchOf(t, record.None, 1)))
+		req := waiting(0)
+		req.MinBytes = 3 * size
+		done := make(chan kmsg.Response, 1)
+		go h.Serve(t.Context(), request(t, req), func(r kmsg.Response) { done <- r })
+		for range 3 {
+			synctest.Wait()
+			appendRecords(t, p, 1)
+		}
+		resp := decoded(t, req, <-done).(*kmsg.FetchResponse)
+		if got := values(t, resp.Topics[0].Partitions[0].RecordBatches); !slices.Equal(got, []string{"0=v0", "1=v0", "2=v0"}) {
+			t.Errorf("records %v", got)
+		}
+		if p.reads != 3 {
+			t.Errorf("%d reads for three batches", p.reads)
+		}
+	})
+}
+
+func TestFetchLimits(t *testing.T) {
+	h, f := newHandler(t)
+	parts := f.topic("orders", 3, nil)
+	var size int32
+	for _, p := range parts {
+		for range 4 {
+			appendRecords(t, p, 1)
+		}
+		size = int32(len(p.batches[0]))
+	}
+	for _, tc := range []struct {
+		name             string
+		maxBytes, perOne int32
+		want             []int // batches of each partition
+	}{
+		{"plenty", 1 << 20, 1 << 20, []int{4, 4, 4}},
+		{"a partition's bytes", 1 << 20, 2 * size, []int{2, 2, 2}},
+		{"the response's bytes", 5 * size, 1 << 20, []int{4, 1, 0}},
+		{"less than a batch", 1, 1 << 20, []int{1, 0, 0}},
+		{"less than a batch for each", 1 << 20, 1, []int{1, 0, 0}},
+		{"nothing", 0, 0, []int{1, 0, 0}},
+		{"below nothing", -5, -5, []int{1, 0, 0}},
+	} {
+		req := fetchOf("orders", 0, 0)
+		req.MaxBytes = tc.maxBytes
+		first := req.Topics[0].Partitions[0]
+		req.Topics[0].Partitions = nil
+		for i := range parts {
+			p := first
+			p.Partition, p.PartitionMaxBytes = int32(i), tc.perOne
+			req.Topics[0].Partitions = append(req.Topics[0].Partitions, p)
+		}
+		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
+		for i, p := range resp.Topics[0].Partitions {
+			wantCode(t, tc.name, p.ErrorCode, nil)
+			if got := len(p.RecordBatches) / int(size); got != tc.want[i] || p.HighWatermark != 4 || p.RecordBatches == nil {
+				t.Errorf("%s: partition %d: %d batches, high watermark %d", tc.name, i, got, p.HighWatermark)
+			}
+		}
+	}
+}
+
+func TestFetchOffsets(t *testing.T) {
+	h, f := newHandler(t)
+	p := f.topic("orders", 1, nil)[0]
+	appendRecords(t, p, 1, 2, 3)
+	if err := p.SetLogStart(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		offset int64
+		want   *kerr.Error
+		empty  bool
+	}{
+		{-1, kerr.OffsetOutOfRange, true},
+		{0, kerr.OffsetOutOfRange, true},
+		{1, nil, false},
+		{2, nil, false}, // the middle of a batch: all of it
+		{3, nil, true},
+		{4, kerr.OffsetOutOfRange, true},
+		{1 << 62, kerr.OffsetOutOfRange, true},
+	} {
+		got := fetched(t, h, fetchOf("orders", 0, tc.offset))
+		wantCode(t, "fetch", got.ErrorCode, tc.want)
+		if (len(got.RecordBatches) == 0) != tc.empty || got.RecordBatches == nil {
+			t.Errorf("offset %d: %d bytes", tc.offset, len(got.RecordBatches))
+		}
+	}
+}
+
+// TestFetchAboveTheHighWatermarkAsksTheMajority holds correctness rule 26.
+func TestFetchAboveTheHighWatermarkAsksTheMajority(t *testing.T) {
+	h, f := newHandler(t)
+	p := f.topic("orders", 1, nil)[0]
+	p.onReadIndex = func() { appendRecords(t, p, 1, 2) } // was committed all along
+	got := fetched(t, h, fetchOf("orders", 0, 1))
+	wantCode(t, "the watermark was behind", got.ErrorCode, nil)
+	if got.HighWatermark != 2 || len(got.RecordBatches) == 0 {
+		t.Errorf("%+v", got)
+	}
+	p.onReadIndex = nil
+	p.readIndexErr = partition.ErrNotLeader
+	got = fetched(t, h, fetchOf("orders", 0, 9))
+	wantCode(t, "no majority", got.ErrorCode, kerr.NotLeaderForPartition)
+}
+
+func TestFetchEpochs(t *testing.T) {
+	h, f := newHandler(t)
+	p := f.topic("orders", 1, nil)[0] // epoch 5
+	appendRecords(t, p, 1, 2)
+	for _, tc := range []struct {
+		claimed int32
+		want    *kerr.Error
+	}{{-1, nil}, {5, nil}, {4, kerr.FencedLeaderEpoch}, {6, kerr.UnknownLeaderEpoch}} {
+		req := fetchOf("orders", 0, 0)
+		req.Topics[0].Partitions[0].CurrentLeaderEpoch = tc.claimed
+		got := fetched(t, h, req)
+		wantCode(t, "epoch", got.ErrorCode, tc.want)
+		if tc.want == kerr.FencedLeaderEpoch && (got.CurrentLeader.LeaderID != 1 || got.CurrentLeader.LeaderEpoch != 5) {
+			t.Errorf("%+v", got.CurrentLeader)
+		}
+	}
+	req := fetchOf("orders", 0, 1)
+	req.Topics[0].Partitions[0].LastFetchedEpoch = 3 // it ended at 0
+	req.MaxWaitMillis = 60_000
+	got := fetched(t, h, req)
+	wantCode(t, "divergence", got.ErrorCode, nil)
+	if got.DivergingEpoch.Epoch != 3 || got.DivergingEpoch.EndOffset != 0 || len(got.RecordBatches) != 0 {
+		t.Errorf("%+v", got)
+	}
+	req.Topics[0].Partitions[0].LastFetchedEpoch = 5
+	if got := fetched(t, h, req); got.DivergingEpoch.EndOffset != -1 || len(got.RecordBatches) == 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestFetchSessions(t *testing.T) {
+	h, f := newHandler(t)
+	appendRecords(t, f.topic("orders", 1, nil)[0], 1)
+	for _, tc := range []struct {
+		id, epoch int32
+		want      *kerr.Error
+	}{
+		{0, -1, nil},
+		{0, 0, nil},
+		{7, -1, nil},
+		{7, 0, nil},
+		{7, 1, kerr.FetchSessionIDNotFound},
+		{0, 1, kerr.FetchSessionIDNotFound},
+		{7, -2, kerr.FetchSessionIDNotFound},
+	} {
+		req := fetchOf("orders", 0, 0)
+		req.SessionID, req.SessionEpoch = tc.id, tc.epoch
+		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
+		wantCode(t, "session", resp.ErrorCode, tc.want)
+		if resp.SessionID != 0 || (len(resp.Topics) == 1) != (tc.want == nil) {
+			t.Errorf("session %d epoch %d: %+v", tc.id, tc.epoch, resp)
+		}
+	}
+}
+
+func TestFetchCompressed(t *testing.T) {
+	h, f := newHandler(t)
+	for codec := record.None; codec <= record.Zstd; codec++ {
+		p := f.topic("c-"+codec.String(), 1, nil)[0]
+		p.Append(batchOf(t, codec, 1, 2), partition.AppendOptions{}, func(partition.AppendResult) {})
+		for _, version := range []int16{0, 2, 4, 9, 10, 12} {
+			req := fetchOf("c-"+codec.String(), 0, 0)
+			req.Version = version
+			got := fetched(t, h, req)
+			if codec == record.Zstd && version < 10 {
+				wantCode(t, "zstd", got.ErrorCode, kerr.UnsupportedCompressionType)
+				continue
+			}
+			wantCode(t, codec.String(), got.ErrorCode, nil)
+			data := got.RecordBatches
+			if version < 4 {
+				up, err := record.UpConvert(data, record.ValidateOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				data = up
+			}
+			if v := values(t, data); !slices.Equal(v, []string{"0=v0", "1=v1"}) {
+				t.Errorf("%s version %d: %v", codec, version, v)
+			}
+		}
+	}
+}
+
+func TestFetchUnknown(t *testing.T) {
+	h, f := newHandler(t)
+	f.topic("orders", 1, nil)
+	for _, req := range []*kmsg.FetchRequest{fetchOf("none", 0, 0), fetchOf("orders", 1, 0), fetchOf("orders", -1, 0)} {
+		req.MaxWaitMillis = 60_000 // an error does not wait
+		got := fetched(t, h, req)
+		wantCode(t, "unknown", got.ErrorCode, kerr.UnknownTopicOrPartition)
+	}
+	req := kmsg.NewPtrFetchRequest()
+	req.Version, req.MaxWaitMillis, req.MinBytes, req.SessionEpoch = 12, 60_000, 1, -1
+	if resp := roundTrip[*kmsg.FetchResponse](t, h, req); len(resp.Topics) != 0 || resp.ErrorCode != 0 {
+		t.Errorf("%+v", resp)
+	}
+}
+
+func TestFetchOfADamagedBatch(t *testing.T) {
+	if _, err := forVersion(3, make([]byte, 80)); err == nil {
+		t.Error("bytes that are no batch were converted")
+	}
+	raw := batchOf(t, record.None, 1)
+	if _, err := forVersion(3, raw[:len(raw)-1]); !errors.Is(err, record.ErrShort) {
+		t.Errorf("a cut batch: %v", err)
+	}
+}

@@ -122,13 +122,13 @@ func (pl *planner) mustReport() bool {
 	return false
 }
 
-// majorityLost tells whether fewer voters than a quorum are sound: nothing is
-// proposed then (correctness rule 21).
+// majorityLost tells whether fewer voters than a quorum are left: nothing is
+// proposed then (correctness rule 21). A replica marked lost that answers all the
+// same, because its disk came back, is not.
 func (pl *planner) majorityLost() bool {
 	sound := 0
 	for _, id := range pl.st.Voters {
-		r := pl.p.Replica(id)
-		if (r == nil || !r.Lost) && !pl.unwanted(id) {
+		if r := pl.p.Replica(id); r == nil || !r.Lost || pl.st.Progress[id].Active {
 			sound++
 		}
 	}
@@ -148,8 +148,13 @@ func (pl *planner) promote() (Step, bool) {
 	var adding []Replica
 	allReady := true
 	for _, r := range pl.p.Replicas {
-		if !r.Joining || pl.voter(r.ID) {
+		if !r.Joining || r.joined(pl.st.Voters) {
 			continue
+		}
+		if pl.voter(r.ID) { // made a voter under an earlier order that replaced nobody
+			s := pl.replacement(r)
+			s.Add = nil
+			return s, true
 		}
 		ready := pl.learner(r.ID) && pl.caughtUp(r.ID)
 		if r.Replaces == 0 {

@@ -140,7 +140,7 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 func ReadImage(r io.Reader) (*Image, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(make([]byte, 0, 64<<10), maxImageLine)
-	d := &imageReader{work: newWork(emptyImage()), counts: map[TopicID]int{}}
+	d := &imageReader{work: newWork(emptyImage()), counts: map[TopicID]int{}, seen: map[ident.ReplicaID]bool{}}
 	n := 0
 	for sc.Scan() {
 		n++
@@ -160,6 +160,7 @@ func ReadImage(r io.Reader) (*Image, error) {
 type imageReader struct {
 	work   *work
 	counts map[TopicID]int // partitions each topic must have in the end
+	seen   map[ident.ReplicaID]bool
 	lines  int
 	ended  bool
 }
@@ -247,10 +248,11 @@ func (d *imageReader) group(l *groupLine) error {
 		}
 		p.Topic = t.Name
 	}
-	for i, r := range p.Replicas {
-		if r.ID == 0 || r.ID >= img.NextReplica || r.Node <= 0 || p.Replica(r.ID) != &p.Replicas[i] {
+	for _, r := range p.Replicas {
+		if r.ID == 0 || r.ID >= img.NextReplica || r.Node <= 0 || d.seen[r.ID] {
 			return fmt.Errorf("group %d: replica %d", p.Group, r.ID)
 		}
+		d.seen[r.ID] = true
 	}
 	d.work.setPartition(p)
 	return nil

@@ -45,11 +45,12 @@ type transfer struct {
 	watchdog *time.Timer
 
 	ask         atomic.Int64
-	lastContact atomic.Int64    // Unix nanoseconds of the last call to a source
-	sources     []sourceState   // as offer.Sources
-	jobs        chan job        // from the planner to the workers
-	open        []*stagedFile   // by the planner
-	names       map[string]bool // files of the manifest
+	lastContact atomic.Int64  // Unix nanoseconds of the last call to a source
+	sources     []sourceState // as offer.Sources
+	jobs        chan job      // from the planner to the workers
+	// The planner's own.
+	open  []*stagedFile
+	space map[string]int64 // disk space reserved for each file of the manifest
 
 	mu                            sync.Mutex
 	state                         string
@@ -86,6 +87,9 @@ func newTransfer(ctx context.Context, r *Receiver, offer Offer, opt FetchOptions
 }
 
 func (t *transfer) run() (*Staged, error) {
+	if err := vfs.MkdirAllSync(t.r.opt.FS, t.opt.Base); err != nil {
+		return nil, t.explain(err)
+	}
 	if err := t.r.reserve(t, 0); err != nil {
 		return nil, err
 	}
@@ -149,16 +153,17 @@ func (t *transfer) localWork() error {
 	return nil
 }
 
-// renew extends the pins. It fails only if all are gone.
+// renew extends the pins, in less time than the watchdog takes. It fails only
+// if all are gone.
 func (t *transfer) renew() error {
 	t.lastContact.Store(time.Now().UnixNano())
+	ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout/2)
+	defer cancel()
 	for i, s := range t.offer.Sources {
 		if t.sources[i].gone.Load() {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout)
 		b, err := t.src.Call(ctx, s.Node, MethodRenew, request{pin: s.Pin}.encode())
-		cancel()
 		if err == nil && len(b) > 0 && status(b[0]) == statusGone {
 			t.sources[i].gone.Store(true)
 		}
@@ -191,8 +196,10 @@ func (t *transfer) call(i int, method string, req request) ([]byte, error) {
 		t.lastContact.Store(start.UnixNano())
 		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout)
 		b, err := t.src.Call(ctx, s.Node, method, enc)
+		late := ctx.Err() // whatever a network makes of it
 		cancel()
 		if err != nil {
+			err = errors.Join(late, err)
 			return nil, fmt.Errorf("%s at node %d: %w", method, s.Node, err)
 		}
 		if len(b) == 0 {
@@ -276,7 +283,11 @@ func (t *transfer) retry(try func(source int) error) error {
 		}
 		t.r.opt.Logger.Warn("Failed snapshot request", "group", t.offer.Group,
 			"node", t.offer.Sources[i].Node, "index", t.offer.Index, "err", err)
-		if failures++; failures > len(t.sources) {
+		limit := len(t.sources) // once more, or each other source once
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrSource) {
+			limit += 2 // a connection may come back
+		}
+		if failures++; failures > limit {
 			return err
 		}
 		if err := t.pause(leastPause << min(failures, 4)); err != nil {

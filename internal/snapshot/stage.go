@@ -81,15 +81,16 @@ func (t *transfer) prepare(man *Manifest) error {
 	if err := vfs.MkdirAllSync(fs, t.staging); err != nil {
 		return err
 	}
+	// A rename above, or a directory made by a process that died, may not be durable.
 	if err := vfs.SyncDir(fs, base); err != nil {
 		return err
 	}
-	t.names = make(map[string]bool, len(man.Files))
+	t.space = make(map[string]int64, len(man.Files))
 	var missing int64
 	for i := range man.Files {
 		f := &man.Files[i]
-		t.names[f.Name] = true
-		missing += t.spaceFor(f)
+		t.space[f.Name] = t.spaceFor(f)
+		missing += t.space[f.Name]
 	}
 	return t.r.reserve(t, missing)
 }
@@ -164,82 +165,130 @@ func (t *transfer) checkOffered(man *Manifest) (*Checkpoint, error) {
 // hands the missing chunks to the workers. nil means it is complete already.
 func (t *transfer) stageFile(mf *ManifestFile, buf []byte) (*stagedFile, error) {
 	final := path.Join(t.staging, mf.Name)
-	// A complete file of an earlier Fetch is not written to: it may be a link.
-	candidates := []string{final}
-	for _, dir := range t.localDirs(mf) {
-		candidates = append(candidates, path.Join(dir, mf.Name))
-	}
-	have := make([]bool, mf.Chunks())
-	part, err := t.hashPart(final+partSuffix, mf, have, buf)
+	none := make([]bool, mf.Chunks())
+	// A complete file of an earlier Fetch is kept or copied from, never written
+	// to: it may be a link.
+	old, whole, err := t.hashCandidate(final, mf, none, buf)
 	if err != nil {
 		return nil, err
 	}
-	matches := make([][]bool, len(candidates))
-	for i, name := range candidates {
-		if !slices.Contains(have, false) && (part || i > 0) && len(have) > 0 {
+	if whole {
+		return nil, t.adopted(final, mf)
+	}
+	have := make([]bool, mf.Chunks())
+	if err := t.hashPart(final+partSuffix, mf, have, buf); err != nil {
+		return nil, err
+	}
+	plan := filePlan{mf: mf, final: final, have: have}
+	plan.missing = mf.Size - t.bytesOf(mf, have)
+	plan.add(final, old)
+	for _, dir := range t.localDirs(mf) {
+		if len(have) > 0 && !slices.Contains(have, false) {
 			break
 		}
+		name := path.Join(dir, mf.Name)
 		match, whole, err := t.hashCandidate(name, mf, have, buf)
 		if err != nil {
 			return nil, err
 		}
-		if whole && (i == 0 || !part) {
-			return nil, t.adopt(name, final, mf)
+		if whole && t.link(name, final, mf) {
+			return nil, t.adopted(final, mf)
 		}
-		matches[i] = match
-		for c, ok := range match {
-			have[c] = have[c] || ok
-		}
+		plan.add(name, match)
 	}
-	return t.buildPart(mf, final, candidates, matches, have, buf)
+	return t.buildPart(&plan, buf)
 }
 
-// hashPart finds out which chunks of a part file are already right. It says
-// whether there is one; one that is too long is removed, for files cannot be cut.
-func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []byte) (bool, error) {
+// filePlan says where the chunks of a file come from.
+type filePlan struct {
+	mf      *ManifestFile
+	final   string
+	have    []bool // in the part file, or to be copied from a donor; the others are fetched
+	donors  []donor
+	missing int64 // bytes that are not in the part file
+}
+
+// donor is a local file and the chunks to copy from it.
+type donor struct {
+	name  string
+	match []bool
+}
+
+// add takes the chunks of match that nothing before it has.
+func (p *filePlan) add(name string, match []bool) {
+	some := false
+	for i, ok := range match {
+		match[i] = ok && !p.have[i]
+		p.have[i] = p.have[i] || ok
+		some = some || match[i]
+	}
+	if some {
+		p.donors = append(p.donors, donor{name, match})
+	}
+}
+
+func (t *transfer) bytesOf(mf *ManifestFile, chunks []bool) int64 {
+	var sum int64
+	for i, ok := range chunks {
+		if _, n := mf.Range(i); ok {
+			sum += int64(n)
+		}
+	}
+	return sum
+}
+
+// hashPart finds out which chunks of a part file, if there is one, are right
+// already. One that is too long is removed, for files cannot be cut.
+func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []byte) (err error) {
 	st, err := t.r.opt.FS.Stat(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	if st.Size() > mf.Size {
-		return false, t.r.opt.FS.Remove(name)
+		return t.r.opt.FS.Remove(name)
 	}
 	f, err := t.r.opt.FS.Open(name)
 	if err != nil {
-		return false, err
+		return err
 	}
-	err = t.hashChunks(f, st.Size(), mf, have, have, buf)
-	for i, ok := range have {
-		if _, n := mf.Range(i); ok {
-			t.place(int64(n), true)
-		}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := t.hashChunks(f, st.Size(), mf, have, have, buf); err != nil {
+		return err
 	}
-	return true, errors.Join(err, f.Close())
+	t.place(t.bytesOf(mf, have), true)
+	return nil
 }
 
 // hashCandidate finds out which chunks that are not in have a local file can
 // give. whole says that the file is identical, synced, and fit to be linked
-// (rule 13: synced first, then hashed).
+// (correctness rule 13: synced first, then hashed). A file that cannot be
+// opened, synced or read gives nothing; err is the transfer's end.
 func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf []byte) (match []bool, whole bool, err error) {
 	f, err := t.r.opt.FS.Open(name)
-	if errors.Is(err, os.ErrNotExist) {
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			t.unreadable(name, err)
+		}
 		return nil, false, nil
 	}
-	if err != nil {
-		return nil, false, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() {
+		if err := f.Close(); err != nil {
+			t.unreadable(name, err)
+		}
+	}()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, false, err
+		t.unreadable(name, err)
+		return nil, false, nil
 	}
 	linkable := st.Size() == mf.Size && !slices.Contains(have, true)
 	if linkable {
 		if err := f.SyncData(); err != nil {
-			return nil, false, fmt.Errorf("sync %s: %w", name, err)
+			t.unreadable(name, err)
+			return nil, false, nil
 		}
 	}
 	match = make([]bool, mf.Chunks())
@@ -247,6 +296,10 @@ func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf
 		return nil, false, err
 	}
 	return match, linkable && !slices.Contains(match, false), nil
+}
+
+func (t *transfer) unreadable(name string, err error) {
+	t.r.opt.Logger.Warn("Failed to use local bytes for a snapshot", "group", t.offer.Group, "file", name, "err", err)
 }
 
 // hashChunks sets match for every chunk that lies within the first size bytes of f and
@@ -265,7 +318,7 @@ func (t *transfer) hashChunks(f vfs.File, size int64, mf *ManifestFile, skip, ma
 			return err
 		}
 		if err := readFullAt(f, buf[:n], off); err != nil {
-			t.r.opt.Logger.Warn("Failed to read local bytes", "group", t.offer.Group, "file", mf.Name, "err", err)
+			t.unreadable(mf.Name, err)
 			continue
 		}
 		sum := sha256.Sum256(buf[:n])
@@ -274,32 +327,44 @@ func (t *transfer) hashChunks(f vfs.File, size int64, mf *ManifestFile, skip, ma
 	return nil
 }
 
-// adopt makes name, which is identical and synced, the staged file: a hard link.
-func (t *transfer) adopt(name, final string, mf *ManifestFile) error {
+// link makes name, which is identical and synced, the staged file. Where links
+// are refused the file is copied like any other.
+func (t *transfer) link(name, final string, mf *ManifestFile) bool {
 	fs := t.r.opt.FS
-	if name != final {
-		if err := removeIfThere(fs, final); err != nil {
-			return err
-		}
-		invariant.Point("snapshot.stage.link")
-		if err := fs.Link(name, final); err != nil {
-			return fmt.Errorf("link %s to %s: %w", name, final, err)
-		}
-		invariant.Point("snapshot.stage.linked")
+	invariant.Point("snapshot.stage.link")
+	err := removeIfThere(fs, final)
+	if err == nil {
+		err = fs.Link(name, final)
 	}
-	t.place(mf.Size, true)
-	return removeIfThere(fs, final+partSuffix)
+	if err != nil {
+		t.unreadable(name, err)
+		return false
+	}
+	invariant.Point("snapshot.stage.linked")
+	return true
 }
 
-// buildPart copies what candidates have into the part file and queues the rest.
-func (t *transfer) buildPart(mf *ManifestFile, final string, candidates []string, matches [][]bool, have []bool, buf []byte) (*stagedFile, error) {
+// adopted books a file that is complete in staging.
+func (t *transfer) adopted(final string, mf *ManifestFile) error {
+	t.place(mf.Size, true)
+	t.r.unreserve(t, t.space[mf.Name])
+	return removeIfThere(t.r.opt.FS, final+partSuffix)
+}
+
+// buildPart copies what donors have into the part file and queues the rest.
+func (t *transfer) buildPart(p *filePlan, buf []byte) (*stagedFile, error) {
 	fs := t.r.opt.FS
+	if more := p.missing - t.space[p.mf.Name]; more > 0 {
+		if err := t.r.reserve(t, more); err != nil {
+			return nil, err
+		}
+	}
 	invariant.Point("snapshot.stage.create")
-	f, err := fs.OpenReadWrite(final+partSuffix, vfs.CategorySnapshot)
+	f, err := fs.OpenReadWrite(p.final+partSuffix, vfs.CategorySnapshot)
 	if err != nil {
 		return nil, err
 	}
-	sf := &stagedFile{mf: mf, final: final, f: f, complete: make(chan struct{})}
+	sf := &stagedFile{mf: p.mf, final: p.final, f: f, complete: make(chan struct{})}
 	sf.holds.Store(1)
 	t.open = append(t.open, sf)
 	// The entry is made durable now, so that what is synced later can be found.
@@ -307,15 +372,12 @@ func (t *transfer) buildPart(mf *ManifestFile, final string, candidates []string
 		return nil, err
 	}
 	invariant.Point("snapshot.stage.created")
-	for i, name := range candidates {
-		if !slices.Contains(matches[i], true) {
-			continue
-		}
-		if err := t.copyChunks(name, sf, matches[i], have, buf); err != nil {
+	for _, d := range p.donors {
+		if err := t.copyChunks(d, sf, p.have, buf); err != nil {
 			return nil, err
 		}
 	}
-	for i, ok := range have {
+	for i, ok := range p.have {
 		if ok {
 			continue
 		}
@@ -331,31 +393,30 @@ func (t *transfer) buildPart(mf *ManifestFile, final string, candidates []string
 
 // copyChunks copies matching chunks of a local file, hashed once more: what is
 // written is what was verified. One that changed meanwhile is fetched instead.
-func (t *transfer) copyChunks(name string, sf *stagedFile, match, have []bool, buf []byte) (err error) {
-	f, err := t.r.opt.FS.Open(name)
+func (t *transfer) copyChunks(d donor, sf *stagedFile, have []bool, buf []byte) error {
+	f, err := t.r.opt.FS.Open(d.name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	for i, ok := range match {
+	for i, ok := range d.match {
 		if !ok {
 			continue
 		}
-		if err := t.localWork(); err != nil {
-			return err
-		}
 		off, n := sf.mf.Range(i)
-		err := readFullAt(f, buf[:n], off)
-		if sum := sha256.Sum256(buf[:n]); err != nil || !slices.Equal(sum[:], sf.mf.Hash(i)) {
+		if err = t.localWork(); err != nil {
+			break
+		}
+		readErr := readFullAt(f, buf[:n], off)
+		if sum := sha256.Sum256(buf[:n]); readErr != nil || !slices.Equal(sum[:], sf.mf.Hash(i)) {
 			have[i] = false
 			continue
 		}
-		if err := t.write(sf, off, buf[:n]); err != nil {
-			return err
+		if err = t.write(sf, off, buf[:n]); err != nil {
+			break
 		}
 		t.place(int64(n), true)
 	}
-	return nil
+	return errors.Join(err, f.Close())
 }
 
 // write puts verified bytes into a part file and syncs it now and then.
@@ -454,7 +515,7 @@ func (t *transfer) publish() error {
 	}
 	found := 0
 	for _, name := range names {
-		if t.names[name] {
+		if _, ok := t.space[name]; ok {
 			found++
 			continue
 		}
@@ -462,7 +523,7 @@ func (t *transfer) publish() error {
 			return err
 		}
 	}
-	invariant.Check(found == len(t.names), "staging %s has %d of %d files", t.staging, found, len(t.names))
+	invariant.Check(found == len(t.space), "staging %s has %d of %d files", t.staging, found, len(t.space))
 	invariant.Point("snapshot.stage.dir-sync")
 	if err := vfs.SyncDir(fs, t.staging); err != nil {
 		return err

@@ -1,0 +1,212 @@
+package snapshot
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path"
+	"sync"
+	"testing"
+
+	"chronik/internal/ident"
+	"chronik/internal/invariant"
+	"chronik/internal/vfs"
+)
+
+// The sink's disk is cloned as a power loss would leave it at every step of a
+// Fetch, on each side of each durable step. In every clone the live generation
+// is untouched, the next one is absent or complete, and a new Fetch ends well
+// and asks for no more than what the clone lacks.
+func TestFetchCrash(t *testing.T) {
+	files := tree{"0.log": noise(1, mib), "1.log": noise(2, mib+mib/4), "2.log": noise(3, mib/8)}
+	local := tree{"0.log": files["0.log"], "1.log": files["1.log"][:mib]}
+	for _, percent := range []int{0, 60, 100} {
+		g := newRig(t, files, "0.log", "1.log", "2.log")
+		local.write(t, g.fs, GenDir(sinkDir, 1))
+		state(t, g.fs, GenDir(sinkDir, 1), 10, []byte("old"), local.list("0.log", "1.log"))
+		clones := crashes(t, g, percent)
+		if len(clones) < 20 {
+			t.Fatalf("only %d points", len(clones))
+		}
+		for _, c := range clones {
+			t.Logf("%d%% after %s", percent, c.point)
+			g.fs = c.fs
+			g.checkCrashed(t, c, local)
+		}
+	}
+}
+
+type crashed struct {
+	point string
+	fs    *vfs.MemFS
+}
+
+// crashes runs a Fetch and clones the sink's disk at every point of it.
+func crashes(t *testing.T, g *rig, percent int) []crashed {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(uint64(percent), 7))
+	var mu sync.Mutex
+	var clones []crashed
+	invariant.SetPointHook(func(point string) {
+		mu.Lock()
+		defer mu.Unlock()
+		clones = append(clones, crashed{point, g.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})})
+	})
+	defer invariant.SetPointHook(nil)
+	must(g.fetch())
+	return clones
+}
+
+func (g *rig) checkCrashed(t *testing.T, c crashed, local tree) {
+	t.Helper()
+	next := GenDir(sinkDir, 2)
+	if _, err := c.fs.Stat(next); err == nil {
+		g.check(c.fs, next)
+	} else if c.point == "snapshot.generation.durable" {
+		t.Fatal("durable, and gone")
+	}
+	noErr(t, RemoveOthers(c.fs, sinkDir, 1)) // as at start: the raftlog names generation 1
+	if _, blob, err := Read(c.fs, GenDir(sinkDir, 1)); err != nil || string(blob) != "old" {
+		t.Fatalf("the live generation: %q, %v", blob, err)
+	}
+	missing := g.missing(c.fs, local)
+	g.newReceiver(ReceiverOptions{})
+	got := must(g.fetch())
+	g.check(c.fs, got.Dir)
+	if got.BytesReceived > missing+overhead {
+		t.Fatalf("received %d bytes, missing were %d", got.BytesReceived, missing)
+	}
+	for name, want := range local {
+		if b := must(vfs.ReadFile(c.fs, path.Join(GenDir(sinkDir, 1), name), 1<<30)); !bytes.Equal(b, want) {
+			t.Fatalf("live %s changed", name)
+		}
+	}
+	noErr(t, RemoveOthers(c.fs, sinkDir, 2))
+	g.check(c.fs, got.Dir)
+	g.idle()
+}
+
+// missing adds up the chunks that neither the live generation nor the staging holds.
+func (g *rig) missing(fs vfs.FS, local tree) int64 {
+	m, _, err := g.server.Manifest(g.t.Context(), g.pin.ID)
+	noErr(g.t, err)
+	var sum int64
+	for i := range m.Files {
+		f := &m.Files[i]
+		want := g.files[f.Name]
+		if f.Name == CheckpointName {
+			want = must(vfs.ReadFile(g.srcFS, path.Join(srcDir, f.Name), 1<<30))
+		}
+		copies := [][]byte{local[f.Name]}
+		for _, name := range []string{f.Name, f.Name + partSuffix} {
+			b, err := vfs.ReadFile(fs, path.Join(StagingDir(sinkDir, 2), name), 1<<30)
+			if err != nil && !os.IsNotExist(err) {
+				g.t.Fatal(err)
+			}
+			copies = append(copies, b)
+		}
+		for c := range f.Chunks() {
+			off, n := f.Range(c)
+			end := off + int64(n)
+			here := false
+			for _, b := range copies {
+				here = here || int64(len(b)) >= end && bytes.Equal(b[off:end], want[off:end])
+			}
+			if !here {
+				sum += int64(n)
+			}
+		}
+	}
+	return sum
+}
+
+// The order of the durable steps of a Fetch, as a list: a lost sync or one out of
+// place is a difference here.
+func TestFetchStepOrder(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 100), "1.log": noise(2, 100)}, "0.log", "1.log")
+	tree{"0.log": noise(1, 100)}.write(t, g.fs, GenDir(sinkDir, 1))
+	g.newReceiver(ReceiverOptions{Parallel: 1})
+	var got []string
+	var mu sync.Mutex
+	invariant.SetPointHook(func(p string) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, p)
+	})
+	must(g.fetch())
+	invariant.SetPointHook(nil)
+	file := []string{
+		"snapshot.stage.create", "snapshot.stage.created", "snapshot.stage.sync", "snapshot.stage.synced", "snapshot.stage.renamed",
+	}
+	var want []string
+	want = append(want, file...) // checkpoint
+	want = append(want, "snapshot.stage.link", "snapshot.stage.linked")
+	want = append(want, file...) // 1.log
+	want = append(want, "snapshot.stage.dir-sync", "snapshot.generation.rename", "snapshot.generation.renamed", "snapshot.generation.durable")
+	if len(got) != len(want) {
+		t.Fatalf("got %v", got)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Fatalf("step %d is %s, want %s", i, got[i], want[i])
+		}
+	}
+}
+
+// A crash of the source while its checkpoint is replaced never costs the pinned
+// snapshot's successor: what is pinned after the crash can be fetched.
+func TestSourceCrash(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 1000)}, "0.log")
+	rng := rand.New(rand.NewPCG(5, 5))
+	var clones []*vfs.MemFS
+	invariant.SetPointHook(func(string) {
+		clones = append(clones, g.srcFS.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rng}))
+	})
+	state(t, g.srcFS, srcDir, 200, []byte("new"), g.files.list("0.log"))
+	invariant.SetPointHook(nil)
+	for _, fs := range clones {
+		s := NewServer(ServerOptions{FS: fs})
+		pin := must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
+		if i := pin.Point.Index; i != 100 && i != 200 {
+			t.Fatalf("index %d", i)
+		}
+		g.wire.servers[sourceNode] = s
+		sink := vfs.NewCrashableMem()
+		got := must(NewReceiver(ReceiverOptions{FS: sink}).Fetch(t.Context(), pin.Offer(sourceNode), g.opt, g.wire))
+		ck, blob, err := Read(sink, got.Dir)
+		noErr(t, err)
+		want := map[ident.Index][]byte{100: g.blob, 200: []byte("new")}
+		if !bytes.Equal(blob, want[ck.Point.Index]) {
+			t.Fatalf("index %d with another blob", ck.Point.Index)
+		}
+		noErr(t, s.Close())
+	}
+}
+
+// A power loss in the middle of a large file costs what was not synced yet.
+func TestFetchCrashInLargeFile(t *testing.T) {
+	const size = 20 * mib
+	g := newRig(t, tree{"0.log": noise(1, size)}, "0.log")
+	var clones []*vfs.MemFS
+	var mu sync.Mutex
+	invariant.SetPointHook(func(p string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if p == "snapshot.stage.part-sync" {
+			clones = append(clones, g.fs.CrashClone(vfs.CrashCloneCfg{}))
+		}
+	})
+	must(g.fetch())
+	invariant.SetPointHook(nil)
+	if len(clones) != 2 {
+		t.Fatalf("%d syncs", len(clones))
+	}
+	g.fs = clones[1]
+	g.newReceiver(ReceiverOptions{})
+	got := must(g.fetch())
+	g.check(g.fs, got.Dir)
+	// Chunks that the other workers wrote while one synced may be synced or not.
+	if got.BytesReceived > size-syncEvery+overhead {
+		t.Fatalf("received %d bytes again", got.BytesReceived)
+	}
+}

@@ -167,12 +167,7 @@ func (h *host) awaitEvents(tb testing.TB, want ...string) {
 	}
 }
 
-// pair starts nodes 1 and 2 and waits until each has the other.
-func pair(tb testing.TB) (a, b *host) {
-	tb.Helper()
-	return pairOf(tb, newHost(1), newHost(2))
-}
-
+// pairOf starts two nodes and waits until each has the other.
 func pairOf(tb testing.TB, a, b *host) (*host, *host) {
 	tb.Helper()
 	la, lb := listen(tb, "127.0.0.1:0"), listen(tb, "127.0.0.1:0")

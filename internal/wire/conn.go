@@ -71,6 +71,11 @@ func (c *Conn) ID() uint64 { return c.id }
 // Closed is closed with the connection.
 func (c *Conn) Closed() <-chan struct{} { return c.ctx.Done() }
 
+// Close ends the connection now; answers that were not written are dropped. A
+// handler calls it where the protocol has no other way to say no: a produce
+// request with acks=0 that failed.
+func (c *Conn) Close() { c.close() }
+
 // close ends the connection now. Answers that were not written are dropped.
 func (c *Conn) close() {
 	c.mu.Lock()

@@ -139,14 +139,14 @@ func (l *Log) recover(numbers []uint64) error {
 		if f.store != l.opts.Store {
 			return fmt.Errorf("%w: %s is of store %s, this is store %s", ErrForeign, f.path, f.store, l.opts.Store)
 		}
-	}
-	l.recovery.Files = len(w.files)
-	for i, f := range w.files {
-		if i > 0 {
+		if i := len(w.files) - 1; i > 0 {
 			if err := checkChain(w.files[i-1], f); err != nil {
 				return err
 			}
 		}
+	}
+	l.recovery.Files = len(w.files)
+	for i, f := range w.files {
 		var err error
 		if i+1 < len(w.files) {
 			err = l.replay(f, w.files[i+1].prevLast, true)

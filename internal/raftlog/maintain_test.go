@@ -1,0 +1,177 @@
+package raftlog
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"chronik/internal/ident"
+	"chronik/internal/vfs"
+)
+
+func isCompacted(err error) bool { return errors.Is(err, ErrCompacted) }
+
+// Correctness rule 7: everything live of a quiet replica survives the files it was first
+// written to: creation, hard state, base by trim, install, entries, node record.
+func TestQuietReplicasAreRelocated(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	o := testOptions(mem)
+	o.MaxBytes = 4 * testFile
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(1), voter(2), voter(3), {Replica: 4, Group: 8}, voter(5)}))
+	trimmed := run(2, 2, 20, 3, 50)
+	check(t, add(l, 2, HardState{3, 2, 15}, trimmed))
+	l.Trim(2, 11)
+	in := &Install{Index: 90, Term: 4, Generation: 7, ConfState: []byte("cs")}
+	installed := run(3, 91, 2, 4, 50)
+	check(t, appendWait(l, &Append{Replica: 3, HardState: HardState{4, 3, 90}, Install: in, Entries: installed}))
+	done := make(chan error, 1)
+	l.PutNode([]byte("node"), func(err error) { done <- err })
+	check(t, <-done)
+	fill(t, l, 5, 10)
+	s := l.Stats()
+	if s.TotalBytes > o.MaxBytes || s.RelocatedFrames == 0 || s.Recycled == 0 {
+		t.Fatalf("%+v", s)
+	}
+	if _, err := mem.Stat(logPath(1)); err == nil {
+		t.Fatal("file 1 is still there")
+	}
+	for i := range 2 {
+		if i == 1 {
+			o.FS = crash(mem, 0, 1)
+			l = openWith(t, o)
+		}
+		if q := l.Recovery().Quarantined; len(q) > 0 {
+			t.Fatalf("%+v", q)
+		}
+		if string(l.NodeBlob()) != "node" || len(l.Creations()) != 5 {
+			t.Fatal("node record or creations lost")
+		}
+		if v := l.Replica(1); v.FirstIndex() != 2 || v.HardState() != (HardState{1, 0, 1}) || string(v.Creation().Info) != "info 1" {
+			t.Fatal("replica 1", v.FirstIndex(), v.HardState())
+		}
+		if v := l.Replica(2); v.FirstIndex() != 12 || v.HardState() != (HardState{3, 2, 15}) {
+			t.Fatal("replica 2", v.FirstIndex(), v.HardState())
+		}
+		wantEntries(t, l, 2, trimmed[10:])
+		if v := l.Replica(3); v.FirstIndex() != 91 || v.Install() == nil || v.Install().Generation != 7 || v.HardState() != (HardState{4, 3, 90}) {
+			t.Fatal("replica 3", v.FirstIndex(), v.Install(), v.HardState())
+		}
+		wantEntries(t, l, 3, installed)
+		if v := l.Replica(4); v.FirstIndex() != 1 || v.HardState() != (HardState{}) {
+			t.Fatal("replica 4", v.FirstIndex(), v.HardState())
+		}
+	}
+	// They are replicas like any other.
+	check(t, add(l, 2, HardState{5, 2, 15}, run(2, 18, 3, 5, 50)))
+	wantEntries(t, l, 2, append(trimmed[10:16:16], run(2, 18, 3, 5, 50)...))
+}
+
+// The log asks for trims when the oldest file is held by much, names who holds
+// it, and shrinks as soon as they trim, without any further append.
+func TestPressure(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	o := testOptions(mem)
+	l := openWith(t, o)
+	asked := make(chan []ident.ReplicaID, 100)
+	l.OnPressure(func(rs []ident.ReplicaID) { asked <- slices.Clone(rs) })
+	check(t, l.Create([]Creation{voter(4), voter(5), voter(6)}))
+	for i := ident.Index(0); len(asked) == 0; i++ {
+		if s := l.Stats(); s.TotalBytes > o.MaxBytes/2+testFile {
+			t.Fatalf("not asked: %+v", s)
+		}
+		check(t, add(l, 5, HardState{1, 0, 1 + i}, run(5, 2+i, 1, 1, 2000)))
+		check(t, add(l, 6, HardState{1, 0, 1 + i}, run(6, 2+i, 1, 1, 1000)))
+	}
+	if got := <-asked; !slices.Equal(got, []ident.ReplicaID{4, 5, 6}) {
+		t.Fatalf("asked %v", got)
+	}
+	before := l.Stats()
+	freed := make(chan struct{})
+	l.OnPressure(func([]ident.ReplicaID) {})
+	l.Trim(5, l.Replica(5).HardState().Commit)
+	l.Trim(6, l.Replica(6).HardState().Commit)
+	// The trims wake the log; it then relocates replica 4 and frees files. The next
+	// batch's Done comes after that.
+	l.PutNode([]byte("x"), func(error) {})
+	l.PutNode([]byte("y"), func(error) { close(freed) })
+	<-freed
+	check(t, l.Close())
+	if s := l.Stats(); s.Files >= before.Files || s.LiveBytes > before.LiveBytes/4 || s.Spare == 0 {
+		t.Fatalf("before %+v, now %+v", before, s)
+	}
+	l = openWith(t, o)
+	if v := l.Replica(4); v == nil || v.FirstIndex() != 2 {
+		t.Fatal("replica 4 lost")
+	}
+}
+
+// Many short runs of the process leave many short files; they are freed again
+// when they are too many, though nothing is appended.
+func TestRestartsDoNotPileUpFiles(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	o := testOptions(mem)
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5)}))
+	want := run(5, 2, 60, 1, 100)
+	for i := range want {
+		check(t, add(l, 5, HardState{1, 0, 1}, want[i:i+1]))
+		if i%3 == 0 {
+			closeLog(t, l)
+		} else {
+			o.FS = crash(o.FS.(*vfs.MemFS), 0, 1)
+		}
+		l = openWith(t, o)
+		if s := l.Stats(); s.TotalBytes > o.MaxBytes {
+			t.Fatalf("restart %d: %+v", i, s)
+		}
+		wantEntries(t, l, 5, want[:i+1])
+	}
+	for range 20 { // restarts without a write leave nothing
+		closeLog(t, l)
+		l = openWith(t, o)
+	}
+	if s := l.Stats(); s.TotalBytes > o.MaxBytes {
+		t.Fatalf("%+v", s)
+	}
+}
+
+// An entry that has become unreadable does not pin its file for ever: its replica is
+// quarantined, durably, and the others go on.
+func TestUnreadableEntryIsQuarantinedByRelocation(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	o := testOptions(mem)
+	o.MaxBytes = 4 * testFile
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5), voter(6)}))
+	for i := range ident.Index(5) {
+		check(t, add(l, 6, HardState{1, 0, 1}, run(6, 2+i, 1, 1, 100)))
+	}
+	off := frameOffsets(t, readFile(t, mem, logPath(1)))[4]
+	f, err := mem.OpenReadWrite(logPath(1), vfs.CategoryLog)
+	check(t, err)
+	_, err = f.WriteAt([]byte("XX"), off+150)
+	check(t, err)
+	check(t, f.Sync())
+	check(t, f.Close())
+	fill(t, l, 5, 8)
+	if err := add(l, 6, HardState{1, 0, 1}, nil); !errors.Is(err, ErrQuarantined) {
+		t.Fatal(err)
+	}
+	o.FS = crash(mem, 0, 1)
+	l = openWith(t, o)
+	if q := l.Recovery().Quarantined; len(q) != 1 || q[0].Replica != 6 {
+		t.Fatalf("%+v", q)
+	}
+	if s := l.Stats(); s.TotalBytes > o.MaxBytes {
+		t.Fatalf("%+v", s)
+	}
+	// The readable ones are still there, for whoever wants to save them.
+	es, err := l.Replica(6).Entries(5, 7, 1000)
+	check(t, err)
+	check(t, sameEntries(es, run(6, 5, 2, 1, 100)))
+	if _, err := l.Replica(6).Entries(4, 5, 1000); !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+	check(t, l.Remove(6))
+}

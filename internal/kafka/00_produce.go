@@ -16,7 +16,7 @@ import (
 	"chronik/internal/wire"
 )
 
-// Produce: versions 0 to 12.
+// Produce: versions 0 to 13.
 //
 //	v0-2  carry message sets of magic 0 or 1, several messages; made one batch
 //	v2    LogAppendTime in the response
@@ -27,9 +27,11 @@ import (
 //	v9    flexible
 //	v10   CurrentLeader of a partition that moved, and where that leader lives
 //	v12   says that the client knows implicit transactions: there are none here
+//	v13   topic ids in place of names
 //
 // acks=1 and acks=all are both answered after the commit (correctness rule 27).
-// acks=0 has no response.
+// acks=0 has no response: an error closes the connection, which makes the client
+// ask for metadata again.
 
 const produceMaxZstdless = 6 // the last version whose clients must not send zstd
 
@@ -39,10 +41,13 @@ type produce struct {
 	req   *kmsg.ProduceRequest
 	resp  *kmsg.ProduceResponse
 	img   *metadata.Image
+	conn  *wire.Conn // nil in tests without a socket
 	reply func(kmsg.Response)
 	// pending is 1 for the request itself plus 1 for each batch on its way.
 	// Whoever brings it to 0 replies.
 	pending atomic.Int64
+	// failed: a partition has an error.
+	failed atomic.Bool
 }
 
 func serveProduce(h *Handler, _ context.Context, r *wire.Request, reply func(kmsg.Response)) {
@@ -51,7 +56,7 @@ func serveProduce(h *Handler, _ context.Context, r *wire.Request, reply func(kms
 		reply(nil)
 		return
 	}
-	c := &produce{h: h, req: req, img: h.cluster.Image(), reply: reply}
+	c := &produce{h: h, req: req, img: h.cluster.Image(), conn: r.Conn, reply: reply}
 	c.resp = req.ResponseKind().(*kmsg.ProduceResponse)
 	c.pending.Store(1)
 	refuse := c.refusal()
@@ -115,7 +120,7 @@ func (c *produce) partition(t *metadata.Topic, rules *writeRules, req *kmsg.Prod
 		c.fail(resp, mp, err)
 		return
 	}
-	batch, stampedAt, err := rules.check(c.req.Version, req.Records)
+	batch, err := rules.check(c.req.Version, req.Records)
 	if err != nil {
 		c.fail(resp, mp, err)
 		return
@@ -131,17 +136,17 @@ func (c *produce) partition(t *metadata.Topic, rules *writeRules, req *kmsg.Prod
 	}
 	c.pending.Add(1)
 	p.Append(batch, opt, func(res partition.AppendResult) {
-		c.appended(mp, resp, stampedAt, res)
+		c.appended(mp, resp, res)
 	})
 }
 
 // appended is a partition's answer; it runs wherever the partition answers.
-func (c *produce) appended(mp *metadata.Partition, resp *kmsg.ProduceResponseTopicPartition, stampedAt int64, res partition.AppendResult) {
+func (c *produce) appended(mp *metadata.Partition, resp *kmsg.ProduceResponseTopicPartition, res partition.AppendResult) {
 	if res.Err != nil && !errors.Is(res.Err, partition.ErrDuplicateSequence) {
 		c.fail(resp, mp, res.Err)
 	} else {
 		resp.BaseOffset = res.BaseOffset
-		resp.LogAppendTime = stampedAt
+		resp.LogAppendTime = res.LogAppendTimeMs
 		resp.LogStartOffset = res.LogStartOffset
 	}
 	c.done()
@@ -150,6 +155,7 @@ func (c *produce) appended(mp *metadata.Partition, resp *kmsg.ProduceResponseTop
 // fail fills in a partition's error. Callbacks of other partitions run at the
 // same time: it touches nothing that they share.
 func (c *produce) fail(resp *kmsg.ProduceResponseTopicPartition, mp *metadata.Partition, err error) {
+	c.failed.Store(true)
 	resp.ErrorCode = c.h.code(keyProduce, err)
 	resp.ErrorMessage = message(err)
 	if bad := invalidRecords(err); bad != nil {
@@ -175,6 +181,9 @@ func (c *produce) done() {
 	}
 	if c.req.Acks == 0 {
 		c.reply(nil)
+		if c.failed.Load() && c.conn != nil {
+			c.conn.Close()
+		}
 		return
 	}
 	if c.req.Version >= 10 {
@@ -252,24 +261,24 @@ func (r *writeRules) minISR(mp *metadata.Partition) int {
 }
 
 // check validates the records of one partition and returns the one batch to
-// propose (nil: there is nothing to write) and the log append time it was
-// stamped with, -1 if its records keep their own.
-func (r *writeRules) check(version int16, records []byte) (batch []byte, stampedAt int64, err error) {
+// propose, stamped with the time if the topic wants it; nil: there is nothing to
+// write.
+func (r *writeRules) check(version int16, records []byte) ([]byte, error) {
 	if len(records) == 0 && version < 3 {
-		return nil, -1, nil
+		return nil, nil
 	}
 	b, err := r.oneBatch(version, records)
 	if err != nil {
-		return nil, -1, fmt.Errorf("topic %s: %w", r.topic.Name, err)
+		return nil, fmt.Errorf("topic %s: %w", r.topic.Name, err)
 	}
 	if err := r.checkHeader(version, b); err != nil {
-		return nil, -1, err
+		return nil, err
 	}
 	if !r.logAppendTime {
-		return b.Bytes(), -1, r.checkTime(b)
+		return b.Bytes(), r.checkTime(b)
 	}
 	record.SetLogAppendTime(b.Bytes(), r.now)
-	return b.Bytes(), r.now, nil
+	return b.Bytes(), nil
 }
 
 // magicAt is where both a message of magic 0 or 1 and a batch keep their magic.

@@ -13,7 +13,7 @@ import (
 	"chronik/internal/wire"
 )
 
-// Fetch: versions 0 to 12.
+// Fetch: versions 0 to 18.
 //
 //	v0-1   batches are made messages of magic 0
 //	v2-3   batches are made messages of magic 1
@@ -25,6 +25,10 @@ import (
 //	v10    zstd
 //	v11    rack: reads are the leader's, no other replica is named
 //	v12    flexible; LastFetchedEpoch and DivergingEpoch; CurrentLeader
+//	v13    topic ids in place of names
+//	v15    ReplicaState in place of ReplicaID: all who fetch are consumers here
+//	v16    where the leaders live that the response names
+//	v17-8  fields of Kafka's own followers
 //
 // There are no transactions: read_committed sees what read_uncommitted sees, and
 // LastStableOffset is the high watermark.

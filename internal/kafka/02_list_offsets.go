@@ -11,7 +11,7 @@ import (
 	"chronik/internal/wire"
 )
 
-// ListOffsets: versions 0 to 9.
+// ListOffsets: versions 0 to 10.
 //
 //	v0   a list of offsets a partition instead of one
 //	v2   isolation level: no transactions, so the last stable offset is the high watermark
@@ -20,6 +20,7 @@ import (
 //	v7   timestamp -3: the record with the greatest time
 //	v8   timestamp -4: the first offset kept locally
 //	v9   timestamp -5: the last offset in tiered storage, of which there is none
+//	v10  the client's timeout
 //
 // The latest offset is confirmed with a majority first (correctness rule 26).
 
@@ -41,7 +42,11 @@ const (
 
 func listOffsets(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.ListOffsetsRequest) kmsg.Response {
 	resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
-	ctx, cancel := context.WithTimeout(ctx, listOffsetsTimeout)
+	timeout := int32(listOffsetsTimeout.Milliseconds())
+	if req.Version >= 10 && req.TimeoutMillis > 0 {
+		timeout = req.TimeoutMillis
+	}
+	ctx, cancel := bounded(ctx, timeout)
 	defer cancel()
 	img := h.cluster.Image()
 	resp.Topics = make([]kmsg.ListOffsetsResponseTopic, len(req.Topics))

@@ -9,9 +9,10 @@ import (
 	"chronik/internal/wire"
 )
 
-// DescribeCluster: versions 0 and 1.
+// DescribeCluster: versions 0 to 2.
 //
 //	v1  brokers or controllers: clients can reach brokers only
+//	v2  brokers that cannot be reached too, if the client wants them: "fenced"
 
 const brokerEndpoints = 1
 
@@ -29,8 +30,11 @@ func describeCluster(h *Handler, _ context.Context, r *wire.Request, req *kmsg.D
 	if req.IncludeClusterAuthorizedOperations {
 		resp.ClusterAuthorizedOperations = clusterOperations
 	}
-	for _, b := range h.liveBrokers(img) {
+	for _, b := range img.Brokers() {
 		wb := kmsg.NewDescribeClusterResponseBroker()
+		if wb.IsFenced = !h.alive(b.Node); wb.IsFenced && !req.IncludeFencedBrokers {
+			continue
+		}
 		wb.NodeID, wb.Host, wb.Port, wb.Rack = int32(b.Node), b.KafkaHost, b.KafkaPort, rack(b)
 		resp.Brokers = append(resp.Brokers, wb)
 	}

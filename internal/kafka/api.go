@@ -59,19 +59,19 @@ var byKey [keyDescribeCluster + 1]*api
 // init fills the tables: a literal would refer to itself through ApiVersions.
 func init() {
 	apis = []api{
-		{key: keyProduce, max: 12, name: "Produce", serve: serveProduce},
-		{key: keyFetch, max: 12, name: "Fetch", serve: answer(fetchRecords)},
-		{key: keyListOffsets, max: 9, name: "ListOffsets", serve: answer(listOffsets)},
+		{key: keyProduce, max: 13, name: "Produce", serve: serveProduce},
+		{key: keyFetch, max: 18, name: "Fetch", serve: answer(fetchRecords)},
+		{key: keyListOffsets, max: 10, name: "ListOffsets", serve: answer(listOffsets)},
 		{key: keyMetadata, max: 13, name: "Metadata", serve: answer(clusterMetadata)},
 		{key: keyOffsetCommit, max: 9, name: "OffsetCommit", serve: answer(offsetCommit)},
 		{key: keyOffsetFetch, max: 9, name: "OffsetFetch", serve: answer(offsetFetch)},
-		{key: keyFindCoordinator, max: 5, name: "FindCoordinator", serve: answer(findCoordinator)},
+		{key: keyFindCoordinator, max: 6, name: "FindCoordinator", serve: answer(findCoordinator)},
 		{key: keyJoinGroup, max: 9, name: "JoinGroup", serve: serveJoinGroup},
 		{key: keyHeartbeat, max: 4, name: "Heartbeat", serve: answer(heartbeat)},
 		{key: keyLeaveGroup, max: 5, name: "LeaveGroup", serve: answer(leaveGroup)},
 		{key: keySyncGroup, max: 5, name: "SyncGroup", serve: serveSyncGroup},
-		{key: keyDescribeGroups, max: 5, name: "DescribeGroups", serve: answer(describeGroups)},
-		{key: keyListGroups, max: 4, name: "ListGroups", serve: answer(listGroups)},
+		{key: keyDescribeGroups, max: 6, name: "DescribeGroups", serve: answer(describeGroups)},
+		{key: keyListGroups, max: 5, name: "ListGroups", serve: answer(listGroups)},
 		{key: keyAPIVersions, max: 4, name: "ApiVersions", serve: answer(apiVersions)},
 		{key: keyCreateTopics, max: 7, name: "CreateTopics", serve: answer(createTopics)},
 		{key: keyDeleteTopics, max: 6, name: "DeleteTopics", serve: answer(deleteTopics)},
@@ -85,7 +85,7 @@ func init() {
 		{key: keyDeleteGroups, max: 2, name: "DeleteGroups", serve: answer(deleteGroups)},
 		{key: keyIncrementalAlterConfigs, max: 1, name: "IncrementalAlterConfigs", serve: answer(incrementalAlterConfigs)},
 		{key: keyOffsetDelete, max: 0, name: "OffsetDelete", serve: answer(offsetDelete)},
-		{key: keyDescribeCluster, max: 1, name: "DescribeCluster", serve: answer(describeCluster)},
+		{key: keyDescribeCluster, max: 2, name: "DescribeCluster", serve: answer(describeCluster)},
 	}
 	for i := range apis {
 		apis[i].slot = i

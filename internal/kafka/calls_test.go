@@ -42,11 +42,23 @@ func callsRecords() {
 		}
 		wantCode(t, "no such partition", resp.Topics[0].Partitions[1].ErrorCode, kerr.UnknownTopicOrPartition)
 	})
-	on(keyFetch, func(int16) kmsg.Request { return fetchOf("orders", 0, 0) }, func(t *testing.T, v int16, resp *kmsg.FetchResponse) {
+	on(keyFetch, func(int16) kmsg.Request {
+		req := fetchOf("orders", 0, 0)
+		req.Topics[0].TopicID = preparedID
+		unknown := req.Topics[0]
+		unknown.Topic, unknown.TopicID = "none", [16]byte{1}
+		req.Topics = append(req.Topics, unknown)
+		return req
+	}, func(t *testing.T, v int16, resp *kmsg.FetchResponse) {
 		p := resp.Topics[0].Partitions[0]
 		wantCode(t, "fetch", p.ErrorCode, nil)
 		if p.HighWatermark != 3 || (v >= 4 && p.LastStableOffset != 3) || (v >= 5 && p.LogStartOffset != 0) {
 			t.Errorf("%+v", p)
+		}
+		if v >= 13 {
+			wantCode(t, "unknown", resp.Topics[1].Partitions[0].ErrorCode, kerr.UnknownTopicID)
+		} else {
+			wantCode(t, "unknown", resp.Topics[1].Partitions[0].ErrorCode, kerr.UnknownTopicOrPartition)
 		}
 		data := p.RecordBatches
 		if v < 4 {
@@ -159,7 +171,7 @@ func produceCall(version int16) kmsg.Request {
 	req := kmsg.NewPtrProduceRequest()
 	req.Acks, req.TimeoutMillis = -1, 1000
 	rt := kmsg.NewProduceRequestTopic()
-	rt.Topic = "orders"
+	rt.Topic, rt.TopicID = "orders", preparedID
 	for _, n := range []int32{0, 9} {
 		rp := kmsg.NewProduceRequestTopicPartition()
 		rp.Partition, rp.Records = n, records()

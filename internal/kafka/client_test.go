@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"testing"
@@ -11,8 +12,10 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/metadata"
+	"chronik/internal/record"
 	"chronik/internal/wire"
 )
 
@@ -138,5 +141,41 @@ func TestClientAdministers(t *testing.T) {
 	}
 	if gone, err := adm.DeleteTopics(ctx, "orders"); err != nil || gone["orders"].Err != nil || f.Image().TopicCount() != 0 {
 		t.Errorf("%+v, %v", gone, err)
+	}
+}
+
+// TestAcksZeroErrorClosesTheConnection: there is no response to carry the error,
+// and a client that is not told sends to the wrong node until its metadata ages.
+func TestAcksZeroErrorClosesTheConnection(t *testing.T) {
+	h, f := newHandler(t)
+	addr := listen(t, h, f)
+	f.topic("orders", 1, nil)
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	send := func(topic string) {
+		req := produceOf(topic, 0, batchOf(t, record.None, now()))
+		frame := kmsg.NewRequestFormatter(kmsg.FormatterClientID("c")).AppendRequest(nil, req, 1)
+		if _, err := nc.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send("orders")
+	if err := nc.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	versions := kmsg.NewPtrApiVersionsRequest()
+	if _, err := nc.Write(kmsg.NewRequestFormatter().AppendRequest(nil, versions, 2)); err != nil {
+		t.Fatal(err)
+	}
+	var head [8]byte
+	if _, err := io.ReadFull(nc, head[:]); err != nil || head[7] != 2 {
+		t.Fatalf("after a good request: %v, response to %d", err, head[7])
+	}
+	send("none")
+	if _, err := io.Copy(io.Discard, nc); err != nil {
+		t.Errorf("the connection did not end well: %v", err)
 	}
 }

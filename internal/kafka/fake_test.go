@@ -163,8 +163,13 @@ func (f *fakeCluster) Full() bool {
 // topic creates a topic and returns its partitions in memory.
 func (f *fakeCluster) topic(name string, partitions int32, configs map[string]string) []*fakePartition {
 	f.t.Helper()
+	return f.topicWithID(newTopicID(), name, partitions, configs)
+}
+
+func (f *fakeCluster) topicWithID(id metadata.TopicID, name string, partitions int32, configs map[string]string) []*fakePartition {
+	f.t.Helper()
 	res := f.apply(&metadata.CreateTopics{Topics: []metadata.NewTopic{{
-		Name: name, ID: newTopicID(), Partitions: partitions, ReplicationFactor: 3, Configs: configs,
+		Name: name, ID: id, Partitions: partitions, ReplicationFactor: 3, Configs: configs,
 	}}}).(*metadata.CreateTopicsResult)
 	if err := res.Topics[0].Err; err != nil {
 		f.t.Fatalf("topic %s: %v", name, err)
@@ -247,6 +252,9 @@ func (p *fakePartition) apply(batch []byte) partition.AppendResult {
 	res := partition.AppendResult{BaseOffset: p.next, LogAppendTimeMs: -1, LogStartOffset: p.start}
 	p.next += int64(b.LastOffsetDelta()) + 1
 	p.batches = append(p.batches, stamped)
+	if b.TimestampType() == record.LogAppendTime {
+		res.LogAppendTimeMs = b.MaxTimestamp()
+	}
 	p.wake()
 	return res
 }

@@ -154,10 +154,13 @@ func TestMetricsCountRequestsAndErrors(t *testing.T) {
 	}
 }
 
+// preparedID is the id of prepare's topic.
+var preparedID = metadata.TopicID{0: 7, 15: 7}
+
 // prepare makes what the calls of TestEveryVersion ask about: topic "orders" of
 // two partitions, with three records at times 1000, 2000 and 3000 in the first.
 func prepare(t testing.TB, f *fakeCluster) {
-	parts := f.topic("orders", 2, nil)
+	parts := f.topicWithID(preparedID, "orders", 2, nil)
 	appendRecords(t, parts[0], 1000, 2000, 3000)
 }
 

@@ -28,6 +28,13 @@ type Replica interface {
 	Alive() int
 }
 
+var (
+	_ Replica                = (*raftgroup.Replica)(nil)
+	_ raftgroup.StateMachine = (*StateMachine)(nil)
+	_ raftgroup.RoleWatcher  = (*StateMachine)(nil)
+	_ raftgroup.OpenFunc     = Opener{}.Open
+)
+
 // Partition is one local replica of a topic partition, as clients see it. All
 // methods may be called from any goroutine.
 type Partition struct {

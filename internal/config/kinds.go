@@ -129,7 +129,7 @@ func intSetting(name, def string, lo, hi int64, doc string, at func(*Config) int
 	return setting{
 		name: name, kind: kindInt, def: def, doc: doc,
 		parse: func(c *Config, text string) error {
-			n, err := strconv.ParseInt(strings.ReplaceAll(text, "_", ""), 0, 64)
+			n, err := strconv.ParseInt(strings.ReplaceAll(text, "_", ""), 10, 64)
 			if err != nil {
 				return fmt.Errorf("want an integer, got %q", text)
 			}

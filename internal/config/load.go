@@ -21,8 +21,9 @@ type LoadOptions struct {
 
 const envPrefix = "CHRONIK_"
 
-// clientEnv are variables of the client commands; they are no settings.
-var clientEnv = []string{"CHRONIK_BOOTSTRAP"}
+// otherEnv are variables that are no settings: the client commands' and the
+// test harness's, which the nodes it starts inherit. So is CHRONIK_TEST_*.
+var otherEnv = []string{"CHRONIK_BOOTSTRAP", "CHRONIK_FULL", "CHRONIK_ROUNDS", "CHRONIK_SEED"}
 
 // serviceEnv matches what Kubernetes puts into every container when a service
 // is called chronik, or chronik-something.
@@ -83,7 +84,7 @@ func (l *loader) env(env []string) error {
 	slices.Sort(env) // the alias comes first: the full name wins
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, envPrefix) || slices.Contains(clientEnv, name) {
+		if !strings.HasPrefix(name, envPrefix) || strings.HasPrefix(name, envPrefix+"TEST_") || slices.Contains(otherEnv, name) {
 			continue
 		}
 		s := findEnv(name)

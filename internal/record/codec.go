@@ -124,7 +124,7 @@ func decompress(dst, src []byte, c Codec, limit int, old bool) ([]byte, error) {
 		if len(dst)-start > limit {
 			return dst[:start], errLimit(limit)
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return dst, nil
 		}
 		if err != nil {

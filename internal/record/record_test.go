@@ -23,7 +23,7 @@ func sample() []Record {
 	return []Record{
 		{Timestamp: 1000, Key: []byte("k0"), Value: []byte("v0")},
 		{Timestamp: 990, Key: nil, Value: []byte("v1")},
-		{Timestamp: 1500, Key: []byte{}, Value: nil, Headers: []RecordHeader{{"h", []byte("x")}, {"", nil}, {"e", []byte{}}}},
+		{Timestamp: 1500, Key: []byte{}, Value: nil, Headers: []HeaderField{{"h", []byte("x")}, {"", nil}, {"e", []byte{}}}},
 		{Timestamp: 1200, Key: []byte("k3"), Value: bytes.Repeat([]byte("long "), 5000)},
 	}
 }
@@ -73,7 +73,7 @@ func checkRecords(t testing.TB, got, want []Record, base int64) {
 		if !sameBytes(g.Key, w.Key) || !sameBytes(g.Value, w.Value) {
 			t.Errorf("record %d: %q=%q, want %q=%q", i, g.Key, g.Value, w.Key, w.Value)
 		}
-		if !slices.EqualFunc(g.Headers, w.Headers, func(a, b RecordHeader) bool { return a.Key == b.Key && sameBytes(a.Value, b.Value) }) {
+		if !slices.EqualFunc(g.Headers, w.Headers, func(a, b HeaderField) bool { return a.Key == b.Key && sameBytes(a.Value, b.Value) }) {
 			t.Errorf("record %d: headers %q, want %q", i, g.Headers, w.Headers)
 		}
 	}
@@ -173,7 +173,7 @@ func TestFranzReadsOurs(t *testing.T) {
 		for i, r := range franzRead(t, b) {
 			g := Record{Offset: r.Offset, OffsetDelta: int32(i), Timestamp: r.Timestamp.UnixMilli(), Key: r.Key, Value: r.Value}
 			for _, h := range r.Headers {
-				g.Headers = append(g.Headers, RecordHeader{h.Key, h.Value})
+				g.Headers = append(g.Headers, HeaderField{h.Key, h.Value})
 			}
 			got = append(got, g)
 		}
@@ -188,8 +188,8 @@ func TestRoundTripProperty(t *testing.T) {
 		}
 		return append([]byte{}, *p...)
 	})
-	header := rapid.Custom(func(t *rapid.T) RecordHeader {
-		return RecordHeader{Key: rapid.StringN(0, 8, 20).Draw(t, "hk"), Value: blob.Draw(t, "hv")}
+	header := rapid.Custom(func(t *rapid.T) HeaderField {
+		return HeaderField{Key: rapid.StringN(0, 8, 20).Draw(t, "hk"), Value: blob.Draw(t, "hv")}
 	})
 	rec := rapid.Custom(func(t *rapid.T) Record {
 		return Record{

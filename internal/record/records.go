@@ -18,11 +18,11 @@ type Record struct {
 	Timestamp   int64 // ms since 1970, or NoTimestamp
 	Key         []byte
 	Value       []byte
-	Headers     []RecordHeader
+	Headers     []HeaderField
 }
 
-// RecordHeader is one header of a record. A nil Value is null.
-type RecordHeader struct {
+// HeaderField is one header of a record. A nil Value is null.
+type HeaderField struct {
 	Key   string
 	Value []byte
 }
@@ -194,7 +194,7 @@ func (d *decoder) fields(r *Record) bool {
 		if !ok {
 			return false
 		}
-		r.Headers = append(r.Headers, RecordHeader{Key: string(key), Value: value})
+		r.Headers = append(r.Headers, HeaderField{Key: string(key), Value: value})
 	}
 	return true
 }

@@ -13,7 +13,7 @@ import (
 
 const (
 	keyProduce     = 0
-	keyApiVersions = 18
+	keyAPIVersions = 18
 
 	// growthStep is what a frame's length alone may allocate.
 	growthStep = 64 << 10
@@ -134,7 +134,7 @@ func (c *Conn) checkVersion(f *frame) error {
 	if ok && f.version >= lo && f.version <= hi {
 		return nil
 	}
-	if f.key != keyApiVersions {
+	if f.key != keyAPIVersions {
 		if !ok {
 			return breach("request of key %d (%s) is not served", f.key, kmsg.NameForKey(f.key))
 		}
@@ -147,7 +147,7 @@ func (c *Conn) checkVersion(f *frame) error {
 	resp.ErrorCode = errUnsupportedVersion
 	if ok {
 		k := kmsg.NewApiVersionsResponseApiKey()
-		k.ApiKey, k.MinVersion, k.MaxVersion = keyApiVersions, lo, hi
+		k.ApiKey, k.MinVersion, k.MaxVersion = keyAPIVersions, lo, hi
 		resp.ApiKeys = append(resp.ApiKeys, k)
 	}
 	f.refusal = resp
@@ -241,7 +241,7 @@ func (p *pending) append(dst []byte) []byte {
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0)
 	dst = binary.BigEndian.AppendUint32(dst, uint32(p.id))
-	if resp.IsFlexible() && p.key != keyApiVersions {
+	if resp.IsFlexible() && p.key != keyAPIVersions {
 		dst = append(dst, 0) // no tags
 	}
 	dst = resp.AppendTo(dst)

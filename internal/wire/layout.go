@@ -115,6 +115,7 @@ func (l *learner) field(f reflect.Value) (op, bool) {
 		// Written in place, or one tag: then each of its fields looks like one.
 		elem := l.structure(f)
 		return op{kind: opStruct, elem: elem}, len(elem.ops) > 0
+	default: // fixed-size, below
 	}
 	before := l.encode()
 	change(f)

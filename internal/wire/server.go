@@ -128,7 +128,7 @@ func (s *Server) Stats() Stats {
 // Serve accepts connections from l until Close, which makes it return
 // ErrServerClosed, or until l fails. It closes l.
 func (s *Server) Serve(l net.Listener) error {
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -192,7 +192,7 @@ func (s *Server) add(nc net.Conn) {
 		return
 	case s.opt.MaxConns > 0 && len(s.conns) >= s.opt.MaxConns:
 		s.mu.Unlock()
-		defer nc.Close()
+		defer func() { _ = nc.Close() }()
 		s.refused.Add(1)
 		s.log.Warn("refused connection", "peer", nc.RemoteAddr().String(), "reason", "too many connections", "limit", s.opt.MaxConns)
 		return

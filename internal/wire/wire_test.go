@@ -105,7 +105,7 @@ func (r *rig) dial() *client {
 		r.t.Fatal(err)
 	}
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	r.t.Cleanup(func() { c.Close() })
+	r.t.Cleanup(func() { _ = c.Close() })
 	return &client{c, r.t}
 }
 
@@ -362,7 +362,7 @@ func TestSilentPeersCostLittle(t *testing.T) {
 	}
 	awaitQuota(t, q, 0)
 	for _, c := range cs {
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -428,7 +428,7 @@ func TestMemoryQuota(t *testing.T) {
 	// A peer that goes away gives back what it held, once its request is answered.
 	a.send(4, produceOf(200_000))
 	late := <-produced
-	a.Close()
+	_ = a.Close()
 	b.send(5, produceOf(200_000))
 	late()
 	(<-produced)()
@@ -535,7 +535,7 @@ func TestCloseWaitsForRequests(t *testing.T) {
 		t.Error(err)
 	}
 	if c, err := net.Dial("tcp", r.addr); err == nil {
-		c.Close()
+		_ = c.Close()
 		t.Error("still listening")
 	}
 }
@@ -576,7 +576,7 @@ func TestClosedTellsTheHandler(t *testing.T) {
 	})
 	c := r.dial()
 	c.send(1, metadata(1, "t"))
-	c.Close()
+	_ = c.Close()
 	<-gone
 }
 
@@ -692,7 +692,7 @@ func FuzzConn(f *testing.F) {
 			close(drained)
 		}()
 		_, _ = mine.Write(b)
-		mine.Close()
+		_ = mine.Close()
 		<-drained
 		if err := s.Close(context.Background()); err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/group"
 	"chronik/internal/metadata"
 	"chronik/internal/wire"
 )
@@ -75,13 +76,22 @@ func (h *Handler) coordinators(ctx context.Context, typ int8) (*metadata.Image, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, coordinatorWait)
 	defer cancel()
-	cmd := &metadata.CreateCoordinators{ReplicationFactor: h.cluster.Config().ReplicationFactor, Avoid: h.dead(img)}
+	cmd := &metadata.CreateCoordinators{ReplicationFactor: h.config.ReplicationFactor, Avoid: h.dead(img)}
 	if _, err := submit[metadata.CreateCoordinatorsResult](ctx, h, cmd); err != nil {
 		h.log.Warn("coordinators not created", "err", err)
 		return nil, kerr.CoordinatorNotAvailable // the client asks again
 	}
 	h.await(ctx, func(img *metadata.Image) bool { return len(img.Coordinators) > 0 && h.led(img.Coordinators) })
 	return h.cluster.Image(), nil
+}
+
+// shardOf is the coordinator shard that a group belongs to; nil before shards are made.
+func shardOf(img *metadata.Image, id string) *metadata.Partition {
+	n := int32(len(img.Coordinators))
+	if n == 0 {
+		return nil
+	}
+	return img.Coordinators[group.ShardOf(id, n)]
 }
 
 // coordinatorOf is the broker that leads a group's shard.

@@ -20,7 +20,7 @@ func describeLogDirs(h *Handler, _ context.Context, _ *wire.Request, req *kmsg.D
 	resp := req.ResponseKind().(*kmsg.DescribeLogDirsResponse)
 	img := h.cluster.Image()
 	dir := kmsg.NewDescribeLogDirsResponseDir()
-	dir.Dir = h.cluster.Config().DataDir
+	dir.Dir = h.config.DataDir
 	dir.TotalBytes, dir.UsableBytes = h.cluster.DiskBytes()
 	add := func(t *metadata.Topic, wanted []int32) {
 		wt := kmsg.NewDescribeLogDirsResponseDirTopic()

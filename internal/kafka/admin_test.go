@@ -88,7 +88,7 @@ func TestCreateTopicsChecks(t *testing.T) {
 
 func TestCreateTopicsDefaults(t *testing.T) {
 	h, f := newHandler(t)
-	f.cfg.ReplicationFactor = 5 // clamped: three brokers
+	h.config.ReplicationFactor = 5 // clamped: three brokers
 	got := roundTrip[*kmsg.CreateTopicsResponse](t, h, createOf(newTopicRequest("t", -1, -1))).Topics[0]
 	wantCode(t, "defaults", got.ErrorCode, nil)
 	if got.NumPartitions != 2 || got.ReplicationFactor != 3 || metadata.TopicID(got.TopicID) != f.Image().Topic("t").ID {

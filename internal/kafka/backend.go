@@ -31,7 +31,7 @@ type Cluster interface {
 	Partition(g ident.GroupID) Partition
 	// Coordinator is the local replica of a coordinator shard; nil if there is none.
 	Coordinator(g ident.GroupID) Coordinator
-	// Config is the node's settings. They do not change.
+	// Config is the node's settings. They do not change; NewHandler asks once.
 	Config() Config
 	// DiskBytes is how large the file system of the data directory is and how much
 	// of it is free; -1 if not known.

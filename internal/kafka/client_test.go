@@ -7,12 +7,14 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"chronik/internal/metadata"
 	"chronik/internal/record"
@@ -177,5 +179,61 @@ func TestAcksZeroErrorClosesTheConnection(t *testing.T) {
 	send("none")
 	if _, err := io.Copy(io.Discard, nc); err != nil {
 		t.Errorf("the connection did not end well: %v", err)
+	}
+}
+
+// TestOldClients speaks as clients of old releases did: other message formats,
+// other versions of each request.
+func TestOldClients(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		versions *kversion.Versions
+		codec    kgo.CompressionCodec
+	}{
+		{"0.8", kversion.V0_8_2(), kgo.GzipCompression()},
+		{"0.9", kversion.V0_9_0(), kgo.SnappyCompression()},
+		{"0.10", kversion.V0_10_0(), kgo.NoCompression()},
+		{"0.10 gzip", kversion.V0_10_2(), kgo.GzipCompression()},
+		{"0.11", kversion.V0_11_0(), kgo.Lz4Compression()},
+		{"1.0", kversion.V1_0_0(), kgo.SnappyCompression()},
+		{"2.1", kversion.V2_1_0(), kgo.ZstdCompression()},
+		{"2.8", kversion.V2_8_0(), kgo.ZstdCompression()},
+		{"3.0", kversion.V3_0_0(), kgo.GzipCompression()},
+		{"4.0", kversion.V4_0_0(), kgo.ZstdCompression()},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h, f := newHandler(t)
+			addr := listen(t, h, f)
+			f.topic("events", 1, nil)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			cl := newClient(t, addr, kgo.MaxVersions(tc.versions), kgo.DisableIdempotentWrite(), kgo.ProducerBatchCompression(tc.codec),
+				kgo.DefaultProduceTopic("events"), kgo.FetchMaxWait(100*time.Millisecond),
+				kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"events": {0: kgo.NewOffset().AtStart()}}))
+			const count = 50
+			for i := range count {
+				cl.Produce(ctx, kgo.KeyStringRecord(fmt.Sprintf("k%d", i), strings.Repeat("v", i)), func(_ *kgo.Record, err error) {
+					if err != nil {
+						t.Errorf("produce: %v", err)
+					}
+				})
+			}
+			if err := cl.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+			next := int64(0)
+			for next < count {
+				fetches := cl.PollFetches(ctx)
+				if err := fetches.Err(); err != nil {
+					t.Fatal(err)
+				}
+				fetches.EachRecord(func(r *kgo.Record) {
+					if r.Offset != next || string(r.Key) != fmt.Sprintf("k%d", next) || len(r.Value) != int(next) {
+						t.Errorf("offset %d, want %d: key %s, %d bytes", r.Offset, next, r.Key, len(r.Value))
+					}
+					next++
+				})
+			}
+		})
 	}
 }

@@ -116,7 +116,7 @@ func TestAlterConfigsReplaces(t *testing.T) {
 
 func TestDescribeConfigsSources(t *testing.T) {
 	h, f := newHandler(t)
-	f.cfg.Node = map[string]string{"raft.election_timeout": "1s"}
+	h.config.Node = map[string]string{"raft.election_timeout": "1s"}
 	f.topic("orders", 1, map[string]string{"retention.ms": "5", "min.insync.replicas": "3"})
 	describe := func(typ kmsg.ConfigResourceType, name string) kmsg.DescribeConfigsResponseResource {
 		req := kmsg.NewPtrDescribeConfigsRequest()

@@ -24,6 +24,7 @@ type Options struct {
 // Handler answers Kafka requests. It implements wire.Handler.
 type Handler struct {
 	cluster Cluster
+	config  Config // the cluster's, which does not change
 	metrics *Metrics
 	log     *slog.Logger
 
@@ -38,7 +39,7 @@ var _ wire.Handler = (*Handler)(nil)
 
 // NewHandler returns a Handler over a cluster.
 func NewHandler(opt Options) *Handler {
-	h := &Handler{cluster: opt.Cluster, metrics: opt.Metrics, log: opt.Logger}
+	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, log: opt.Logger}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}

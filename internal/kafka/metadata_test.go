@@ -112,7 +112,7 @@ func TestMetadataCreatesTopics(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h, f := newHandler(t)
-			f.cfg.AutoCreateTopics = tc.enabled
+			h.config.AutoCreateTopics = tc.enabled
 			req := metadataOf(tc.version, tc.topic)
 			req.AllowAutoTopicCreation = tc.allow
 			resp := roundTrip[*kmsg.MetadataResponse](t, h, req)

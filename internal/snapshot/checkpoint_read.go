@@ -123,7 +123,7 @@ func (f *File) decode(emit func([]byte)) error {
 	if err != nil {
 		return f.blobError(0, err)
 	}
-	defer dec.Close()
+	defer func() { _ = dec.Close() }() // frees memory only
 	buf := make([]byte, writeBlock)
 	var n int64
 	var crc uint32

@@ -210,3 +210,16 @@ func TestFetchCrashInLargeFile(t *testing.T) {
 		t.Fatalf("received %d bytes again", got.BytesReceived)
 	}
 }
+
+// A live file that is linked need not have been synced by its owner.
+func TestFetchSyncsWhatItLinks(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 1000)}, "0.log")
+	mkdirs(t, g.fs, GenDir(sinkDir, 1))
+	f := must(g.fs.Create(GenDir(sinkDir, 1)+"/0.log", vfs.CategorySegment))
+	must(f.Write(noise(1, 1000)))
+	noErr(t, f.Close())
+	if got := must(g.fetch()); got.BytesReused != 1000 {
+		t.Fatalf("%+v", got)
+	}
+	g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), GenDir(sinkDir, 2))
+}

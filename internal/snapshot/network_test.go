@@ -50,6 +50,7 @@ func TestSourceHangs(t *testing.T) {
 	for _, method := range []string{MethodManifest, MethodChunk} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newRig(t, threeFiles(), threeNames...)
+			g.newReceiver(ReceiverOptions{Parallel: 1})
 			var n atomic.Int64
 			g.wire.hook = func(ctx context.Context, _ ident.NodeID, m string, _ []byte, next func() ([]byte, error)) ([]byte, error) {
 				if m == method && (method == MethodManifest || n.Add(1) > 6) {
@@ -127,7 +128,7 @@ func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, tree{"0.log": noise(1, 2*mib)}, "0.log")
 		s := NewServer(ServerOptions{FS: g.srcFS, MaxBytesPerSecond: 64 << 10})
-		defer s.Close()
+		defer func() { noErr(t, s.Close()) }()
 		g.wire.servers[sourceNode] = s
 		g.pin = must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
 		start := time.Now()
@@ -264,7 +265,7 @@ func TestSecondSource(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newRig(t, threeFiles(), threeNames...)
 				other := NewServer(ServerOptions{FS: g.srcFS})
-				defer other.Close()
+				defer func() { noErr(t, other.Close()) }()
 				g.wire.servers[2] = other
 				pin := must(other.Pin(testGroup, testReplica, srcDir, sinkNode))
 				o := g.offer()
@@ -314,6 +315,7 @@ func TestSourceCannotRead(t *testing.T) {
 
 func TestFetchCancelled(t *testing.T) {
 	g := newRig(t, threeFiles(), threeNames...)
+	g.newReceiver(ReceiverOptions{Parallel: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	var n atomic.Int64
 	g.wire.hook = hookEvery(MethodChunk, func() {
@@ -393,7 +395,7 @@ func TestLongHashing(t *testing.T) {
 		g.recv = NewReceiver(ReceiverOptions{FS: slow})
 		src := &slowReads{FS: g.srcFS, dir: srcDir, d: 5 * time.Second}
 		s := NewServer(ServerOptions{FS: src, PinExpiry: 40 * time.Second})
-		defer s.Close()
+		defer func() { noErr(t, s.Close()) }()
 		g.wire.servers[sourceNode] = s
 		g.pin = must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
 		start := time.Now()

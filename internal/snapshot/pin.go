@@ -271,8 +271,9 @@ func (s *Server) credit(p *servedPin, n int) {
 // expire ends the pins whose lease is over and sets the timer for the next.
 func (s *Server) expire() {
 	type lapsed struct {
-		p     *servedPin
-		files bool
+		p      *servedPin
+		files  bool
+		served int64
 	}
 	var over []lapsed
 	s.mu.Lock()
@@ -287,7 +288,7 @@ func (s *Server) expire() {
 		}
 	}
 	for i := range over {
-		over[i].files = s.endLocked(over[i].p)
+		over[i].files, over[i].served = s.endLocked(over[i].p), over[i].p.served
 	}
 	if s.timer != nil && !next.IsZero() {
 		s.timer.Reset(next.Sub(now))
@@ -296,7 +297,7 @@ func (s *Server) expire() {
 	for _, o := range over {
 		s.pinsLapsed.Add(1)
 		s.opt.Logger.Warn("Expired snapshot pin", "group", o.p.Group, "node", o.p.To,
-			"index", o.p.Point.Index, "bytes", o.p.served)
+			"index", o.p.Point.Index, "bytes", o.served)
 		s.afterEnd(o.p, o.files)
 	}
 }

@@ -33,7 +33,8 @@ type ServerOptions struct {
 	// One pin is always admitted.
 	MaxPinnedBytes int64
 	// OnPinEnd, if set, is called after a pin of the group has ended, however it
-	// did: the log may be trimmed further. It is called without locks held.
+	// did: the log may be trimmed further. It runs without locks held on whatever
+	// goroutine ended the pin, Unpin's caller included, and must not block.
 	OnPinEnd func(ident.GroupID)
 	Logger   *slog.Logger
 }

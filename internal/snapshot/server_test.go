@@ -326,6 +326,23 @@ func TestHashesAreRemembered(t *testing.T) {
 	}
 }
 
+// Under a rate limit replies get shorter, so that none comes too late.
+func TestRateLimitShortensReplies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, _ := source(t, ServerOptions{MaxBytesPerSecond: 64 << 10})
+		pin := must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
+		start := time.Now()
+		for range 8 {
+			if _, b := ask(t, s, MethodChunk, request{pin: pin.ID, length: ChunkBytes, name: "a.log"}); len(b) != 16<<10 {
+				t.Fatalf("%d bytes", len(b))
+			}
+		}
+		if d := time.Since(start); d < 900*time.Millisecond || d > 1100*time.Millisecond {
+			t.Fatalf("128 KiB took %s", d)
+		}
+	})
+}
+
 func TestHashCacheIsBounded(t *testing.T) {
 	var c hashCache
 	const each = 1 << 20

@@ -111,6 +111,10 @@ func TestOrder(t *testing.T) {
 	if c.Node.ID != 4 || c.Snapshot.ThresholdEntries != 50 || c.Snapshot.KeepEntries != 7 || c.Kafka.Advertised != "full:2" || c.Node.DataDir != "/var/lib/chronik" {
 		t.Errorf("%+v", c)
 	}
+	c, err = load(t, "", []string{"CHRONIK_KAFKA_ADVERTISED=full:2", "CHRONIK_ADVERTISED_ADDR=alias:1"}, nil)
+	if err != nil || c.Kafka.Advertised != "full:2" {
+		t.Errorf("the other order: %v, %v", c, err)
+	}
 	c, err = load(t, "", []string{"CHRONIK_ADVERTISED_ADDR=alias:1"}, nil)
 	if err != nil || c.Kafka.Advertised != "alias:1" {
 		t.Errorf("alias: %v, %v", c, err)

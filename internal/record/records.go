@@ -206,7 +206,7 @@ type scanner struct {
 	pos, end int       // window[pos:end] is unread
 	r        io.Reader // nil: the window is all there is
 	read     int64     // bytes taken so far
-	limit    int64     // the most r may give
+	limit    int64     // no record of r may end behind it: what is refused is not read
 	err      error     // why the walk cannot go on; io.EOF at the end of r
 }
 
@@ -220,10 +220,6 @@ func (s *scanner) fill() bool {
 		var n int
 		n, s.err = s.r.Read(s.window)
 		s.pos, s.end = 0, n
-		if s.read+int64(n) > s.limit {
-			s.err = errLimit(int(s.limit))
-			s.end = 0
-		}
 		if n > 0 && errors.Is(s.err, io.EOF) {
 			s.err = nil // it comes again
 		}

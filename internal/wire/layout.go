@@ -326,10 +326,10 @@ func (w *walker) uvarint() (int, bool) {
 func (w *walker) tags() bool {
 	start := w.at
 	n, ok := w.uvarint()
-	if !ok || n > (len(w.b)-w.at)/2 {
+	if !ok {
 		return false
 	}
-	for range n {
+	for range n { // ends with the bytes: each tag takes two
 		if _, ok = w.uvarint(); !ok {
 			return false
 		}

@@ -702,3 +702,43 @@ func FuzzConn(f *testing.F) {
 		}
 	})
 }
+
+// Who gives up waiting does not keep those behind it waiting.
+func TestQuotaLine(t *testing.T) {
+	q := NewQuota(100)
+	q.add(60)
+	stop := make(chan struct{})
+	large, small := make(chan bool), make(chan bool)
+	lines := func(n int) {
+		for {
+			q.mu.Lock()
+			got := len(q.waiters)
+			q.mu.Unlock()
+			if got == n {
+				return
+			}
+			runtime.Gosched()
+		}
+	}
+	go func() { large <- q.acquire(80, stop) }()
+	lines(1)
+	go func() { small <- q.acquire(30, nil) }() // fits, and waits for its turn
+	lines(2)
+	close(stop)
+	if <-large {
+		t.Error("acquired after stop")
+	}
+	if !<-small || q.Used() != 90 {
+		t.Errorf("%d bytes held", q.Used())
+	}
+	q.release(90)
+	if !q.acquire(1000, nil) || q.Used() != 1000 {
+		t.Errorf("alone: %d bytes held", q.Used())
+	}
+	var none *Quota
+	none.add(5)
+	none.release(5)
+	if !none.acquire(1<<40, nil) || none.Used() != 0 {
+		t.Error("a nil quota limits")
+	}
+}

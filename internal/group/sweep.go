@@ -1,0 +1,134 @@
+package group
+
+import (
+	"time"
+)
+
+// sweepBatch is how many offsets one entry deletes.
+const sweepBatch = 1000
+
+// verdict says of an offset whether to delete it. It may be called without a lock.
+// live are the groups that have members now.
+type verdict func(st *state, live map[string]bool, k offsetKey, o *Offset) bool
+
+// expired judges by age, at the leader's time: the offsets of a group without
+// members go when neither a commit nor a member was seen for the retention time.
+// A commit with its own expiry goes by that.
+func (c *Coordinator) expired(now time.Time) verdict {
+	nowMs, keepMs := now.UnixMilli(), c.opt.OffsetsRetention.Milliseconds()
+	return func(st *state, live map[string]bool, k offsetKey, o *Offset) bool {
+		if live[k.group] {
+			return false
+		}
+		since := o.CommitMs
+		if meta := st.meta(k.group); meta != nil {
+			if len(meta.Members) > 0 {
+				return false
+			}
+			since = max(since, meta.EmptySinceMs)
+		}
+		if o.ExpireMs > 0 {
+			return nowMs >= o.ExpireMs
+		}
+		return nowMs-since >= keepMs
+	}
+}
+
+// DropTopics deletes all offsets of topics that are gone, in the background. It
+// does nothing unless this Coordinator serves, so the next one must be asked, too.
+// gone must not block.
+func (c *Coordinator) DropTopics(gone func(topic string) bool) {
+	last, verdict := "", false
+	c.locked(func() {
+		c.startSweep(func(_ *state, _ map[string]bool, k offsetKey, _ *Offset) bool {
+			if k.topic != last {
+				last, verdict = k.topic, gone(k.topic)
+			}
+			return verdict
+		})
+	})
+}
+
+// startSweep deletes what v condemns, in the background: the state is looked at
+// as of now, and apply deletes only what was not committed anew since. mu is held.
+func (c *Coordinator) startSweep(v verdict) {
+	if c.phase != phaseReady {
+		return
+	}
+	c.sweeps = append(c.sweeps, v)
+	if c.sweeping {
+		return
+	}
+	c.sweeping = true
+	c.spawn(func() {
+		for {
+			c.mu.Lock()
+			if len(c.sweeps) == 0 {
+				c.sweeping = false
+				c.mu.Unlock()
+				return
+			}
+			v := c.sweeps[0]
+			c.sweeps = c.sweeps[1:]
+			live := map[string]bool{}
+			for id, g := range c.groups {
+				live[id] = len(g.members) > 0 || len(g.pending) > 0
+			}
+			c.mu.Unlock()
+			c.runSweep(v, live)
+		}
+	})
+}
+
+func (c *Coordinator) runSweep(v verdict, live map[string]bool) {
+	st := c.sm.view()
+	var ds []deleted
+	total := 0
+	flush := func() {
+		total += len(ds)
+		c.locked(func() {
+			if c.phase == phaseReady {
+				c.propose(encodeDeleteOffsets(nowMs(), ds), func(int16) {})
+			}
+		})
+		ds = ds[:0]
+	}
+	st.offsets.Scan(func(key string, o *Offset) bool {
+		if k := decodeKey(key); v(st, live, k, o) {
+			if ds = append(ds, deleted{k, o.CommitMs}); len(ds) == sweepBatch {
+				flush()
+			}
+		}
+		return true
+	})
+	if len(ds) > 0 {
+		flush()
+	}
+	bare := c.sweepGroups(st, live)
+	if total+bare > 0 {
+		c.log.Info("deleted expired offsets", "offsets", total, "groups", bare)
+	}
+}
+
+// sweepGroups deletes groups that have neither members nor offsets.
+func (c *Coordinator) sweepGroups(st *state, live map[string]bool) int {
+	n := 0
+	st.groups.Scan(func(id string, g *groupState) bool {
+		if g.meta == nil || len(g.meta.Members) > 0 || g.offsets > 0 || live[id] {
+			return true
+		}
+		c.locked(func() {
+			if l := c.groups[id]; c.phase != phaseReady || l != nil && (len(l.members) > 0 || len(l.pending) > 0) {
+				return
+			}
+			n++
+			c.propose(encodeDeleteGroup(nowMs(), id, true), func(code int16) {
+				if code == 0 {
+					c.forget(id)
+				}
+			})
+		})
+		return true
+	})
+	return n
+}

@@ -205,6 +205,10 @@ type Status struct {
 	Serving   bool
 	Members   []Member
 	Followers []Follower // on the leader only
+	// ConfGeneration is the highest generation an applied membership change carried.
+	ConfGeneration uint64
+	// Changing: the configuration is joint, or this leader does not serve yet.
+	Changing bool
 
 	// Counters since the process started.
 	SnapshotsCreated      uint64

@@ -58,6 +58,8 @@ func (r *Replica) refresh() {
 		State: rs.state, Term: rs.hs.Term, CommitIndex: rs.hs.Commit, LastIndex: rs.last,
 		Leader: ident.ReplicaID(rs.lead), Members: rs.mem.members, Serving: r.serving.Load(),
 	}
+	s.ConfGeneration = rs.mem.generation
+	s.Changing = len(rs.mem.conf.GetVotersOutgoing()) > 0 || rs.role == raft.StateLeader && !s.Serving
 	if s.State == StateRunning && !r.released.Load() {
 		s.State = StateHeld
 	}

@@ -118,6 +118,17 @@ func Start(tb testing.TB, o Options) *Cluster {
 	return c
 }
 
+// FreeAddr returns a loopback address that nobody listens on now.
+func FreeAddr(tb testing.TB) string {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
 // freeBase finds a base port whose node ports are all free.
 func freeBase(tb testing.TB, nodes int) int {
 	tb.Helper()

@@ -146,9 +146,6 @@ func TestRejoinEmptyDisk(t *testing.T) { story{size: 100, disk: "empty", first: 
 
 // TestRejoinReceivesOnlyMissingBytes holds the bytes received to those missing plus 1 MiB.
 func TestRejoinReceivesOnlyMissingBytes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes a gigabyte")
-	}
 	s := story{size: 1 << 20, disk: "intact", first: 150, away: 100}
 	_, after := s.run(t)
 	missing := uint64(s.away) * uint64(s.size+200) // a batch's header and a record's framing

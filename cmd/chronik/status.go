@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"chronik/internal/admin"
+)
+
+// cluster finds every node's admin address: any broker that answers names its own, which names all.
+func (b *bootstrap) cluster(ctx context.Context) (*admin.Cluster, error) {
+	adm, err := b.admin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer adm.Close()
+	brokers, err := adm.ListBrokers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, br := range brokers {
+		addr, err := adminAddr(ctx, adm, br.NodeID)
+		if err != nil {
+			continue // another broker may answer
+		}
+		var cl admin.Cluster
+		if getJSON(ctx, addr, "/v1/cluster", &cl) == nil {
+			return &cl, nil
+		}
+	}
+	return nil, withHint(fmt.Errorf("no node's admin address answers"), "is admin.listen reachable from here?")
+}
+
+// adminAddr reads a broker's admin.listen among its configs.
+func adminAddr(ctx context.Context, adm *kadm.Client, node int32) (string, error) {
+	rs, err := adm.DescribeBrokerConfigs(ctx, node)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range rs {
+		for _, c := range r.Configs {
+			if c.Key == "admin.listen" && c.Value != nil {
+				return *c.Value, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("broker %d does not tell its admin.listen", node)
+}
+
+func getJSON(ctx context.Context, addr, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s%s: %s: %s", addr, path, resp.Status, body)
+	}
+	return json.Unmarshal(body, into)
+}
+
+type statusView struct {
+	Cluster  *admin.Cluster  `json:"cluster"`
+	Replicas []admin.Replica `json:"replicas"`
+	Missing  []int32         `json:"unreachable_nodes"`
+}
+
+func newStatus() *cobra.Command {
+	var b bootstrap
+	var l listing
+	var watch bool
+	c := &cobra.Command{
+		Use: "status", Short: "nodes, partitions, replicas, lag and transfers", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			for {
+				v, err := statusOf(c.Context(), &b)
+				if err != nil {
+					return err
+				}
+				if watch && !l.json {
+					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
+				}
+				if err := v.print(c.OutOrStdout(), &l); err != nil || !watch {
+					return err
+				}
+				select {
+				case <-c.Context().Done():
+					return nil
+				case <-time.After(time.Second):
+				}
+			}
+		},
+	}
+	b.register(c)
+	l.register(c)
+	c.Flags().BoolVar(&watch, "watch", false, "refresh every second")
+	return c
+}
+
+func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
+	cl, err := b.cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := &statusView{Cluster: cl, Missing: []int32{}}
+	for _, n := range cl.Nodes {
+		var rs admin.Replicas
+		if err := getJSON(ctx, n.Admin, "/v1/replicas", &rs); err != nil {
+			v.Missing = append(v.Missing, n.ID)
+			continue
+		}
+		for i := range rs.Replicas {
+			rs.Replicas[i].Node = rs.Node
+		}
+		v.Replicas = append(v.Replicas, rs.Replicas...)
+	}
+	return v, nil
+}
+
+func (v *statusView) print(w io.Writer, l *listing) error {
+	if l.json {
+		return l.print(w, v, nil, nil)
+	}
+	down := map[int32]bool{}
+	for _, id := range v.Missing {
+		down[id] = true
+	}
+	fmt.Fprintf(w, "cluster %s\n\n", v.Cluster.ClusterID)
+	var nodes [][]string
+	for _, n := range v.Cluster.Nodes {
+		state := "up"
+		if down[n.ID] {
+			state = "unreachable"
+		}
+		nodes = append(nodes, []string{fmt.Sprint(n.ID), state, n.Kafka, n.Admin, n.Rack, n.Store})
+	}
+	if err := table(w, []string{"NODE", "STATE", "KAFKA", "ADMIN", "RACK", "STORE"}, nodes); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	commits := map[string]uint64{}
+	for _, r := range v.Replicas {
+		commits[r.Group] = max(commits[r.Group], r.CommitIndex)
+	}
+	header := []string{"GROUP", "NODE", "ROLE", "STATE", "TERM", "APPLIED", "LAG", "SNAPSHOT", "START", "HIGH", "TRANSFER"}
+	if l.wide() {
+		header = append(header, "REPLICA", "FIRST", "LAST", "COMMIT", "INSTALLED", "RECEIVED", "REUSED", "REPLAYED")
+	}
+	var rows [][]string
+	for _, r := range v.Replicas {
+		row := []string{
+			r.Group, fmt.Sprint(r.Node), r.Role, r.State, fmt.Sprint(r.Term), fmt.Sprint(r.AppliedIndex),
+			strconv.FormatUint(commits[r.Group]-min(commits[r.Group], r.AppliedIndex), 10), fmt.Sprint(r.SnapshotIndex),
+			fmt.Sprint(r.LogStartOffset), fmt.Sprint(r.HighWatermark), transferText(r.Transfer),
+		}
+		if l.wide() {
+			row = append(row, fmt.Sprint(r.ReplicaID), fmt.Sprint(r.FirstIndex), fmt.Sprint(r.LastIndex), fmt.Sprint(r.CommitIndex),
+				fmt.Sprint(r.SnapshotsInstalled), fmt.Sprint(r.SnapshotBytesReceived), fmt.Sprint(r.SnapshotBytesReused), fmt.Sprint(r.EntriesReplayed))
+		}
+		rows = append(rows, row)
+	}
+	return table(w, header, rows)
+}
+
+func transferText(t *admin.Transfer) string {
+	if t == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%d/%d bytes from node %d", t.BytesDone, t.BytesTotal, t.Source)
+}
+
+func newVerify() *cobra.Command {
+	var b bootstrap
+	var l listing
+	c := &cobra.Command{
+		Use: "verify TOPIC", Short: "compare the digest of every replica, byte for byte", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return verify(c, &b, &l, args[0]) },
+	}
+	b.register(c)
+	l.register(c)
+	return c
+}
+
+type verifyRow struct {
+	Partition int32  `json:"partition"`
+	Node      int32  `json:"node"`
+	From      int64  `json:"from"`
+	To        int64  `json:"to"`
+	Records   int64  `json:"records"`
+	SHA256    string `json:"sha256"`
+	Equal     bool   `json:"equal"`
+}
+
+func verify(c *cobra.Command, b *bootstrap, l *listing, topic string) error {
+	cl, err := b.cluster(c.Context())
+	if err != nil {
+		return err
+	}
+	t := cl.Topic(topic)
+	if t == nil {
+		return fmt.Errorf("no topic %s", topic)
+	}
+	var rows []verifyRow
+	var differ []string
+	for _, p := range t.Partitions {
+		got, err := digests(c.Context(), cl, topic, p)
+		if err != nil {
+			return err
+		}
+		for i := range got {
+			got[i].Equal = got[i].SHA256 == got[0].SHA256 && got[i].Records == got[0].Records
+			if !got[i].Equal {
+				at, err := firstDifference(c.Context(), cl, topic, p.Partition, got[0], got[i])
+				if err != nil {
+					return err
+				}
+				differ = append(differ, fmt.Sprintf("%s-%d: nodes %d and %d differ from offset %d", topic, p.Partition, got[0].Node, got[i].Node, at))
+			}
+		}
+		rows = append(rows, got...)
+	}
+	var text [][]string
+	for _, r := range rows {
+		text = append(text, []string{fmt.Sprint(r.Partition), fmt.Sprint(r.Node), fmt.Sprint(r.From), fmt.Sprint(r.To), fmt.Sprint(r.Records), r.SHA256[:16], strconv.FormatBool(r.Equal)})
+	}
+	if err := l.print(c.OutOrStdout(), rows, []string{"PARTITION", "NODE", "FROM", "TO", "RECORDS", "SHA256", "EQUAL"}, text); err != nil {
+		return err
+	}
+	if len(differ) > 0 {
+		return fmt.Errorf("replicas differ: %v", differ)
+	}
+	return nil
+}
+
+// digests asks every replica of p for the same range: from the highest start to
+// the lowest high watermark of them, so that a replica that lags a moment is no difference.
+func digests(ctx context.Context, cl *admin.Cluster, topic string, p admin.Partition) ([]verifyRow, error) {
+	from, to := int64(0), int64(-1)
+	for _, r := range p.Replicas {
+		d, err := digestOf(ctx, cl, topic, p.Partition, r.Node, -1, -1)
+		if err != nil {
+			return nil, err
+		}
+		from = max(from, d.From)
+		if to < 0 || d.To < to {
+			to = d.To
+		}
+	}
+	var rows []verifyRow
+	for _, r := range p.Replicas {
+		d, err := digestOf(ctx, cl, topic, p.Partition, r.Node, from, max(from, to))
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, verifyRow{Partition: p.Partition, Node: r.Node, From: d.From, To: d.To, Records: d.Records, SHA256: d.SHA256})
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("%s-%d has no replicas", topic, p.Partition)
+	}
+	return rows, nil
+}
+
+func digestOf(ctx context.Context, cl *admin.Cluster, topic string, partition, node int32, from, to int64) (admin.Digest, error) {
+	q := url.Values{"topic": {topic}, "partition": {fmt.Sprint(partition)}}
+	if from >= 0 {
+		q.Set("from", fmt.Sprint(from))
+		q.Set("to", fmt.Sprint(to))
+	}
+	var d admin.Digest
+	n := cl.NodeByID(node)
+	if n == nil {
+		return d, fmt.Errorf("%s-%d: replica on unknown node %d", topic, partition, node)
+	}
+	if err := getJSON(ctx, n.Admin, "/v1/digest?"+q.Encode(), &d); err != nil {
+		return d, withHint(fmt.Errorf("%s-%d: node %d: %w", topic, partition, node, err), "every replica must run to be compared")
+	}
+	return d, nil
+}
+
+// firstDifference bisects for the lowest offset below which the two replicas are equal.
+func firstDifference(ctx context.Context, cl *admin.Cluster, topic string, partition int32, a, b verifyRow) (int64, error) {
+	lo, hi := a.From, max(a.To, b.To)
+	for lo+1 < hi {
+		mid := lo + (hi-lo)/2
+		da, err1 := digestOf(ctx, cl, topic, partition, a.Node, a.From, mid)
+		db, err2 := digestOf(ctx, cl, topic, partition, b.Node, a.From, mid)
+		if err := firstErr(err1, err2); err != nil {
+			return 0, err
+		}
+		if da.SHA256 == db.SHA256 {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return lo, nil
+}

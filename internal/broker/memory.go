@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"chronik/internal/ident"
+	"chronik/internal/identity"
+	"chronik/internal/raftlog"
+)
+
+// memory is what a node remembers outside of any group, kept as the raftlog's
+// node record: the highest boot and LSN it saw of each store (correctness rule
+// 18), and the highest creation that was ever durable here (rule 8).
+//
+//	0  1  version, 1
+//	1  8  highest metadata index of any creation on this store, big-endian
+//	9  …  identity.Witness' encoding
+type memory struct {
+	log     *raftlog.Log
+	witness *identity.Witness
+
+	mu      sync.Mutex
+	upTo    ident.Index
+	written string // what the log's node record holds
+}
+
+const memoryVersion = 1
+
+func openMemory(log *raftlog.Log) (*memory, error) {
+	m := &memory{log: log, witness: identity.NewWitness()}
+	blob := log.NodeBlob()
+	if len(blob) > 0 {
+		if len(blob) < 9 || blob[0] != memoryVersion {
+			return nil, fmt.Errorf("node record of %d bytes: unknown version or truncated", len(blob))
+		}
+		m.upTo = ident.Index(binary.BigEndian.Uint64(blob[1:]))
+		if err := m.witness.Decode(blob[9:]); err != nil {
+			return nil, fmt.Errorf("node record: %w", err)
+		}
+		m.written = string(blob)
+	}
+	for _, c := range log.Creations() {
+		m.upTo = max(m.upTo, c.CreatedAt)
+	}
+	return m, nil
+}
+
+func (m *memory) createdUpTo() ident.Index {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.upTo
+}
+
+// created notes that all creations up to index are durable in the log.
+func (m *memory) created(index ident.Index) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.upTo = max(m.upTo, index)
+}
+
+// save writes the record if it changed; done, if not nil, hears when it is durable.
+func (m *memory) save(done func(error)) {
+	m.mu.Lock()
+	blob := binary.BigEndian.AppendUint64([]byte{memoryVersion}, uint64(m.upTo))
+	blob = append(blob, m.witness.Encode()...)
+	same := string(blob) == m.written
+	m.written = string(blob)
+	m.mu.Unlock()
+	if same && done == nil {
+		return
+	}
+	m.log.PutNode(blob, done)
+}
+
+// persist writes the record and waits until it is durable.
+func (m *memory) persist() error {
+	done := make(chan error, 1)
+	m.save(func(err error) { done <- err })
+	return <-done
+}

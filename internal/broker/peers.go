@@ -1,0 +1,224 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"chronik/internal/ident"
+	"chronik/internal/identity"
+	"chronik/internal/raftgroup"
+	"chronik/internal/transport"
+)
+
+// peerHandler is what the transport calls.
+type peerHandler struct{ s *session }
+
+var _ transport.Handler = peerHandler{}
+
+// hello is what this node says of itself now.
+func (s *session) hello() identity.Hello {
+	st := s.store
+	h := identity.Hello{
+		Cluster: st.ClusterID(), Node: s.node, Store: st.ID(), State: st.State(), JoinOnly: st.JoinOnly(), PeersHash: s.boot.hash,
+		Boot: st.Boot(), Run: st.Run(), LSN: s.openedLSN, RaftAddr: s.raftAddr(), Seen: s.memory.witness.Sightings(),
+	}
+	if h.State == identity.Prepared {
+		h.Genesis = st.Genesis()
+	}
+	return h
+}
+
+// Hello implements transport.Handler.
+func (h peerHandler) Hello() []byte {
+	b, err := h.s.hello().Encode()
+	if err != nil {
+		h.s.log.Error("hello not encoded", "err", err)
+	}
+	return b
+}
+
+// AcceptHello implements transport.Handler (correctness rule 18).
+func (h peerHandler) AcceptHello(b []byte) (transport.PeerInfo, error) {
+	s := h.s
+	hello, err := identity.DecodeHello(b)
+	if err != nil {
+		return transport.PeerInfo{}, err
+	}
+	info := transport.PeerInfo{Node: hello.Node, Store: hello.Store, Addr: hello.RaftAddr}
+	mine := s.store.ClusterID()
+	switch {
+	case hello.Node == s.node:
+		return info, fmt.Errorf("node %d is my own id: two nodes are configured with it", hello.Node)
+	case mine != "" && hello.Cluster != "" && mine != hello.Cluster:
+		return info, fmt.Errorf("node %d is of cluster %s, I am of cluster %s", hello.Node, hello.Cluster, mine)
+	}
+	s.lookAtMyself(hello)
+	if alive := s.aliveStore(hello.Node, hello.Store); alive != (ident.StoreID{}) {
+		return info, fmt.Errorf("%s: node %d is running with store %s", claimed, hello.Node, alive)
+	}
+	if behind := s.memory.witness.Greeted(hello); behind != "" {
+		return info, fmt.Errorf("store %s of node %d is a restored copy: %s", hello.Store, hello.Node, behind)
+	}
+	s.boot.greeted(hello.Node, &hello)
+	return info, nil
+}
+
+// claimed begins the refusal of a second process with the id of a running node.
+const claimed = "node id is taken"
+
+// aliveStore returns the store under which node is connected, if it is another one.
+func (s *session) aliveStore(node ident.NodeID, store ident.StoreID) ident.StoreID {
+	for _, p := range s.tr.Peers() {
+		if p.Node == node && p.Up && p.Info.Store != store {
+			return p.Info.Store
+		}
+	}
+	return ident.StoreID{}
+}
+
+// lookAtMyself learns from a peer's Hello what it has seen of this store.
+func (s *session) lookAtMyself(h identity.Hello) {
+	me := s.store.ID()
+	for _, seen := range h.Seen {
+		if seen.Store != me {
+			continue
+		}
+		if behind := seen.Behind(s.store.Boot(), s.store.Run(), s.openedLSN); behind != "" {
+			s.endWith(fmt.Errorf("%w: node %d says: %s", errRestored, h.Node, behind))
+		}
+	}
+}
+
+// Refused implements transport.Handler.
+func (h peerHandler) Refused(node ident.NodeID, reason string) {
+	if strings.Contains(reason, claimed) {
+		h.s.endWith(&Error{
+			Msg:  fmt.Sprintf("node %d refuses this process: %s", node, reason),
+			Hint: "another process runs with this node id; stop it or choose another node.id",
+		})
+		return
+	}
+	h.s.log.Warn("refused by a peer", "peer", int32(node), "err", reason)
+}
+
+// Frame implements transport.Handler.
+func (h peerHandler) Frame(from transport.PeerInfo, _ transport.Class, frame []byte) {
+	var err error
+	if raftgroup.IsFrame(frame) {
+		err = h.s.host.HandleFrame(from, frame)
+	} else {
+		err = h.s.handleGossip(from, frame)
+	}
+	if err != nil {
+		h.s.log.Warn("dropped frame", "peer", int32(from.Node), "bytes", len(frame), "err", err)
+	}
+}
+
+// Call implements transport.Handler.
+func (h peerHandler) Call(ctx context.Context, from transport.PeerInfo, method string, req []byte) ([]byte, error) {
+	s := h.s
+	switch method {
+	case methodSubmit:
+		return s.serveSubmit(ctx, req)
+	case methodPrepare:
+		return nil, s.boot.servePrepare(req)
+	case methodCommit:
+		return nil, s.boot.serveCommit(string(req))
+	case methodJoin:
+		return s.serveJoin(ctx, from.Node, req)
+	}
+	if strings.HasPrefix(method, "snapshot.") {
+		return s.server.Handle(ctx, method, req)
+	}
+	return nil, fmt.Errorf("unknown method %q", method)
+}
+
+// PeerUp implements transport.Handler.
+func (h peerHandler) PeerUp(p transport.PeerInfo) {
+	s := h.s
+	s.away.set(p.Node, true)
+	s.mu.Lock()
+	s.greeted[p.Node] = true
+	s.mu.Unlock()
+	s.host.PeerUp(p)
+	s.releaseAll()
+	s.gossip()
+	s.boot.changed.notify()
+	s.changed.notify()
+	s.log.Info("connected", "peer", int32(p.Node))
+}
+
+// PeerDown implements transport.Handler.
+func (h peerHandler) PeerDown(node ident.NodeID) {
+	s := h.s
+	s.away.set(node, false)
+	s.boot.greeted(node, nil)
+	s.host.PeerDown(node)
+	s.changed.notify()
+	s.log.Info("disconnected", "peer", int32(node))
+}
+
+// releaseAll lets those replicas take part whose voters' nodes have, by majority,
+// said Hello since the start and know nothing newer of this store (correctness rule 18).
+func (s *session) releaseAll() {
+	if s.store.State() != identity.Member {
+		return
+	}
+	for _, r := range s.host.Replicas() {
+		s.release(r.Group())
+	}
+}
+
+func (s *session) release(group ident.GroupID) {
+	r := s.host.Replica(group)
+	if r == nil {
+		return
+	}
+	voters, greeted := 0, 0
+	s.mu.Lock()
+	for _, m := range r.Status().Members {
+		if m.Learner {
+			continue
+		}
+		voters++
+		if s.greeted[m.Node] {
+			greeted++
+		}
+	}
+	s.mu.Unlock()
+	if voters == 0 || greeted >= voters/2+1 {
+		s.host.Start(group)
+	}
+}
+
+// Events of the host that are not gossip's.
+
+// Quarantined implements raftgroup.Events.
+func (s *session) Quarantined(group ident.GroupID, replica ident.ReplicaID, err error) {
+	s.b.quarantines.Inc()
+	s.registry.forget(group, replica)
+	s.changed.notify()
+	_ = err // the host has logged it
+}
+
+// ReplacementNeeded implements raftgroup.Events.
+func (s *session) ReplacementNeeded(group ident.GroupID, replica ident.ReplicaID, why string) {
+	s.askReplacement(s.ctx(), group, replica, why)
+}
+
+// MembersChanged implements raftgroup.Events.
+func (s *session) MembersChanged(ident.GroupID, []raftgroup.Member) { s.kick() }
+
+// Saw implements raftgroup.Events.
+func (s *session) Saw(_ ident.NodeID, store ident.StoreID, lsn uint64) {
+	s.memory.witness.Saw(store, lsn)
+}
+
+// Fatal implements raftgroup.Events.
+func (s *session) Fatal(err error) {
+	s.endWith(&Error{
+		Msg: "the raftlog failed and the node must stop", Err: err,
+		Hint: "see the disk; what was acknowledged is on the other nodes, and on this one up to the last success",
+	})
+}

@@ -1,0 +1,355 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"chronik/internal/ident"
+	"chronik/internal/metadata"
+	"chronik/internal/raftgroup"
+)
+
+// Kinds of groups: Spec.Kind says which state machine a replica has.
+const (
+	kindMeta byte = iota + 1
+	kindTopic
+	kindOffsets
+)
+
+// reconcileEvery bounds how long a change that no event announces goes unseen.
+const reconcileEvery = 500 * time.Millisecond
+
+// kick wakes the reconciler.
+func (s *session) kick() {
+	select {
+	case s.kicked <- struct{}{}:
+	default: // it is about to run anyway
+	}
+}
+
+// reconcile makes this node's replicas those the Image names, and moves the groups
+// that this node leads to the membership the Image wants. It is the only one
+// that creates and removes replicas.
+func (s *session) reconcile(ctx context.Context) {
+	tick := time.NewTicker(reconcileEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.kicked:
+		case <-tick.C:
+		}
+		s.foundCluster(ctx)
+		img := s.meta.Image()
+		if img.ClusterID == "" || !s.caughtUp(ctx) {
+			continue
+		}
+		img = s.meta.Image()
+		s.learnAddresses(img)
+		if err := s.reconcileLocal(ctx, img); err != nil && ctx.Err() == nil {
+			s.log.Warn("reconciled in part", "err", err)
+		}
+		s.reconcileLed(ctx, img)
+	}
+}
+
+// foundCluster proposes the first command of a new metadata group. Every leader
+// of it tries until one has been applied; its content is genesis', so all say the same.
+func (s *session) foundCluster(ctx context.Context) {
+	if s.meta.Image().ClusterID != "" || s.leaders.Get(ident.MetaGroup).Node != s.node {
+		return
+	}
+	g := s.store.Genesis()
+	if g == nil {
+		return
+	}
+	cmd := &metadata.Genesis{ClusterID: g.ClusterID, Coordinators: int32(s.cfg.Group.Partitions)}
+	for _, m := range g.Members {
+		cmd.Members = append(cmd.Members, metadata.GenesisMember{Node: m.Node, Store: m.Store, Replica: m.MetaReplica, Learner: m.Learner})
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := s.submit(ctx, cmd); err != nil && ctx.Err() == nil {
+		s.log.Warn("genesis not applied yet", "err", err)
+	}
+}
+
+// caughtUp tells whether this node's Image has once been as new as the cluster's
+// since the start: an older one may name replicas that were retired here.
+func (s *session) caughtUp(ctx context.Context) bool {
+	if s.current {
+		return true
+	}
+	r := s.host.Replica(ident.MetaGroup)
+	if r == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	deadline, _ := ctx.Deadline()
+	r.ReadIndex(deadline, func(_ ident.Index, err error) { done <- err })
+	s.current = <-done == nil // bounded by the deadline
+	if s.current {
+		close(s.metaCurrent)
+	}
+	return s.current
+}
+
+func (s *session) learnAddresses(img *metadata.Image) {
+	for _, b := range img.Brokers() {
+		if b.Node != s.node && b.RaftAddr != "" && s.dialed[b.Node] != b.RaftAddr {
+			s.dialed[b.Node] = b.RaftAddr
+			s.tr.SetPeer(b.Node, b.RaftAddr)
+		}
+	}
+}
+
+func (s *session) reconcileLocal(ctx context.Context, img *metadata.Image) error {
+	plan := metadata.CreateLocal(img, s.node, s.store.ID(), s.locals(), s.memory.createdUpTo())
+	var errs []error
+	if len(plan.Create) > 0 {
+		errs = append(errs, s.create(plan.Create))
+	}
+	for _, l := range plan.Retired {
+		errs = append(errs, s.retire(l))
+	}
+	for _, w := range plan.Lost {
+		s.log.Error("replica is lost", "topic", w.Partition.Topic, "partition", w.Partition.Partition, "replica", uint64(w.Replica.ID))
+		s.askReplacement(ctx, w.Partition.Group, w.Replica.ID, "absent from its node's log")
+	}
+	return errors.Join(errs...)
+}
+
+// locals lists the replicas that the raftlog knows.
+func (s *session) locals() func(yield func(metadata.Local) bool) {
+	return func(yield func(metadata.Local) bool) {
+		for _, c := range s.rlog.Creations() {
+			if !yield(metadata.Local{Replica: c.Replica, Group: c.Group, CreatedAt: c.CreatedAt}) {
+				return
+			}
+		}
+	}
+}
+
+// create makes replicas that the Image names and that never were, all with one log record batch.
+func (s *session) create(wanted []metadata.Wanted) error {
+	specs := make([]raftgroup.Spec, 0, len(wanted))
+	highest := ident.Index(0)
+	for _, w := range wanted {
+		specs = append(specs, specOf(w))
+		highest = max(highest, w.Replica.CreatedAt)
+	}
+	if err := s.host.Create(specs); err != nil {
+		return err
+	}
+	s.memory.created(highest)
+	for _, spec := range specs {
+		if r := s.host.ByID(spec.Replica); r != nil {
+			if err := s.registry.adopt(r, s.log); err != nil {
+				return err
+			}
+		}
+		s.release(spec.Group)
+	}
+	s.changed.notify()
+	return nil
+}
+
+func specOf(w metadata.Wanted) raftgroup.Spec {
+	p := w.Partition
+	spec := raftgroup.Spec{
+		Group: p.Group, Replica: w.Replica.ID, Name: p.Name(), Key: p.Key(), Topic: p.Topic, Partition: p.Partition,
+		CreatedAt: w.Replica.CreatedAt, Kind: kindTopic,
+	}
+	switch {
+	case p.Group == ident.MetaGroup:
+		spec.Kind, spec.Priority = kindMeta, true
+	case p.TopicID.IsZero():
+		spec.Kind = kindOffsets
+	}
+	if w.Founder {
+		for _, f := range p.Founders {
+			spec.Members = append(spec.Members, raftgroup.Member{Replica: f.Replica, Node: f.Node, Store: f.Store})
+		}
+	}
+	return spec
+}
+
+// retire deletes a replica that an applied Image does not name any more. What was
+// ever created here is made durable first, lest its absence be taken for a loss.
+func (s *session) retire(l metadata.Local) error {
+	if err := s.memory.persist(); err != nil {
+		return err
+	}
+	s.registry.forget(l.Group, l.Replica)
+	if err := s.host.Remove(l.Replica); err != nil {
+		return fmt.Errorf("remove replica %d: %w", l.Replica, err)
+	}
+	s.log.Info("removed retired replica", "group", uint64(l.Group), "replica", uint64(l.Replica))
+	if s.meta.Image().Partition(l.Group) == nil {
+		s.leaders.Forget(l.Group)
+	}
+	s.changed.notify()
+	return nil
+}
+
+// askReplacement has the metadata name a fresh replica in the place of one that
+// is lost or quarantined. It is asked again until the Image shows it.
+func (s *session) askReplacement(ctx context.Context, group ident.GroupID, replica ident.ReplicaID, why string) {
+	s.mu.Lock()
+	busy := s.asking[replica]
+	s.asking[replica] = true
+	s.mu.Unlock()
+	if busy {
+		return
+	}
+	s.tasks.Go(func() {
+		defer func() {
+			s.mu.Lock()
+			delete(s.asking, replica)
+			s.mu.Unlock()
+		}()
+		for ctx.Err() == nil && !s.replacing(group, replica) {
+			_, err := s.submit(ctx, &metadata.ReplaceReplica{Group: group, Replica: replica, Reason: why})
+			if err == nil {
+				s.log.Info("asked for a replacement", "group", uint64(group), "replica", uint64(replica), "err", why)
+				s.kick()
+				return
+			}
+			s.log.Warn("replacement not granted yet", "group", uint64(group), "replica", uint64(replica), "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	})
+}
+
+// replacing tells whether the Image already gives the replica's place to another, or never heard of it.
+func (s *session) replacing(group ident.GroupID, replica ident.ReplicaID) bool {
+	p := s.meta.Image().Partition(group)
+	if p == nil {
+		return s.meta.Image().ClusterID != ""
+	}
+	r := p.Replica(replica)
+	return r == nil || slices.ContainsFunc(p.Replicas, func(o metadata.Replica) bool { return o.Replaces == replica })
+}
+
+// reconcileLed takes the next step of each group this node leads, where the Image asks for one.
+func (s *session) reconcileLed(ctx context.Context, img *metadata.Image) {
+	for _, r := range s.host.Replicas() {
+		if !r.IsLeader() {
+			continue
+		}
+		if r.Group() == ident.MetaGroup {
+			if swap := metadata.PlanMetaSwap(img, s.away.since); swap != nil {
+				s.submitOnceInBackground(ctx, swap)
+			}
+		}
+		for _, step := range metadata.Plan(img, r.Group(), groupStatus(r.Status())) {
+			s.take(ctx, r, step)
+		}
+	}
+}
+
+func groupStatus(st raftgroup.Status) metadata.GroupStatus {
+	gs := metadata.GroupStatus{
+		Changing: st.Changing, ConfGeneration: st.ConfGeneration, Commit: st.CommitIndex,
+		Progress: map[ident.ReplicaID]metadata.Progress{},
+	}
+	for _, m := range st.Members {
+		if m.Learner {
+			gs.Learners = append(gs.Learners, m.Replica)
+		} else {
+			gs.Voters = append(gs.Voters, m.Replica)
+		}
+	}
+	gs.Progress[st.Replica] = metadata.Progress{Match: st.LastIndex, Active: true}
+	for _, f := range st.Followers {
+		gs.Progress[f.Replica] = metadata.Progress{Match: f.Match, Active: f.Alive}
+	}
+	return gs
+}
+
+// take proposes one change of membership, or reports one. At most one is under way a group.
+func (s *session) take(ctx context.Context, r *raftgroup.Replica, step metadata.Step) {
+	if step.Kind == metadata.StepReport {
+		s.submitOnceInBackground(ctx, step.Report)
+		return
+	}
+	c := raftgroup.ConfChange{Generation: step.Generation, Remove: step.Remove}
+	for _, a := range step.Add {
+		m := raftgroup.Member{Replica: a.ID, Node: a.Node, Store: a.Store}
+		if step.Kind == metadata.StepAddLearner {
+			c.AddLearner = append(c.AddLearner, m)
+		} else {
+			c.AddVoter = append(c.AddVoter, m)
+		}
+	}
+	img := s.meta.Image()
+	for _, id := range step.Demote {
+		if p := img.Partition(r.Group()); p != nil {
+			if d := p.Replica(id); d != nil {
+				c.AddLearner = append(c.AddLearner, raftgroup.Member{Replica: id, Node: d.Node, Store: d.Store})
+			}
+		}
+	}
+	key := fmt.Sprintf("conf %d", r.Group())
+	if !s.begin(key) {
+		return
+	}
+	r.ProposeConfChange(c, raftgroup.ProposeOptions{Deadline: time.Now().Add(10 * time.Second)}, waiterFunc(func(err error) {
+		s.end(key)
+		if err != nil && !errors.Is(err, raftgroup.ErrNotLeader) && !errors.Is(err, raftgroup.ErrStopped) {
+			s.log.Warn("membership not changed yet", "group", uint64(r.Group()), "err", err)
+		}
+		s.kick()
+	}))
+}
+
+// waiterFunc is a raftgroup.Waiter that only wants the error.
+type waiterFunc func(error)
+
+func (f waiterFunc) Applied(_ ident.Index, _ ident.Term, _ raftgroup.Result, err error) { f(err) }
+
+// begin marks a piece of work as under way, unless it is.
+func (s *session) begin(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.underway[key] {
+		return false
+	}
+	s.underway[key] = true
+	return true
+}
+
+func (s *session) end(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.underway, key)
+}
+
+// submitOnceInBackground submits cmd unless the same one is under way.
+func (s *session) submitOnceInBackground(ctx context.Context, cmd metadata.Command) {
+	data, err := metadata.Encode(cmd)
+	if err != nil {
+		s.log.Error("command not encoded", "err", err)
+		return
+	}
+	key := "submit " + string(data)
+	if !s.begin(key) {
+		return
+	}
+	s.tasks.Go(func() {
+		defer s.kick()
+		defer s.end(key)
+		if _, err := s.submit(ctx, cmd); err != nil && ctx.Err() == nil && !errors.Is(err, metadata.ErrStaleGeneration) {
+			s.log.Warn("command not applied yet", "err", err)
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"chronik/internal/ident"
+	"chronik/internal/metadata"
+	"chronik/internal/partition"
+)
+
+// How often the node does what no event asks for.
+const (
+	gossipEvery    = time.Second
+	retentionEvery = 30 * time.Second
+	settingsEvery  = 5 * time.Second
+)
+
+// announce tells the peers on a timer what this node leads and how much of its log is durable,
+// and keeps in its own log what it saw of theirs.
+func (s *session) announce(ctx context.Context) {
+	t := time.NewTicker(gossipEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			s.gossip()
+			s.memory.save(nil)
+		}
+	}
+}
+
+// upkeep proposes, for the partitions this node leads, what retention drops and
+// which settings apply may use, and has offsets of deleted topics dropped.
+func (s *session) upkeep(ctx context.Context) {
+	retention := time.NewTicker(retentionEvery)
+	settings := time.NewTicker(settingsEvery)
+	defer retention.Stop()
+	defer settings.Stop()
+	topics := 0 // how many there were at the last look
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-settings.C:
+			img := s.meta.Image()
+			s.proposeSettings(ctx, img)
+			if img.TopicCount() < topics {
+				for _, c := range s.registry.allCoordinators() {
+					c.DropTopics(func(topic string) bool { return s.meta.Image().Topic(topic) == nil })
+				}
+			}
+			topics = img.TopicCount()
+		case <-retention.C:
+			s.retain(s.meta.Image(), time.Now())
+		}
+	}
+}
+
+// topicOf finds the topic that a partition group belongs to.
+func topicOf(img *metadata.Image, group ident.GroupID) *metadata.Topic {
+	p := img.Partition(group)
+	if p == nil {
+		return nil
+	}
+	return img.Topic(p.Topic)
+}
+
+func (s *session) retain(img *metadata.Image, now time.Time) {
+	for group, p := range s.registry.allPartitions() {
+		if ok, _ := p.Leader(); !ok {
+			continue
+		}
+		t := topicOf(img, group)
+		if t == nil {
+			continue
+		}
+		set := img.Settings(t, s.node, nil)
+		if !set.Delete {
+			continue
+		}
+		if start, proposed := p.Retain(now, partition.Retention{Ms: set.RetentionMs, Bytes: set.RetentionBytes}); proposed {
+			s.log.Info("proposed a new log start", "topic", t.Name, "group", uint64(group), "offset", start)
+		}
+	}
+}
+
+// proposeSettings has a partition's group learn a change of the settings that
+// apply uses. They enter by an entry, never by configuration (correctness rule 1).
+func (s *session) proposeSettings(ctx context.Context, img *metadata.Image) {
+	for group, p := range s.registry.allPartitions() {
+		if ok, _ := p.Leader(); !ok {
+			continue
+		}
+		t := topicOf(img, group)
+		if t == nil {
+			continue
+		}
+		set := img.Settings(t, s.node, nil)
+		want := p.Config()
+		want.SegmentBytes, want.SegmentMs = set.SegmentBytes, set.SegmentMs
+		if want == p.Config() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		if err := p.SetConfig(ctx, want); err != nil && ctx.Err() == nil {
+			s.log.Warn("settings not applied yet", "topic", t.Name, "group", uint64(group), "err", err)
+		}
+		cancel()
+	}
+}

@@ -97,7 +97,6 @@ func (l *Log) applyEntries(r *replica, f *logFile, fr *frame) {
 	places := make([]entryRef, 0, maxFooterSpans)
 	if fr.kind == kindAppend {
 		r.truncate(fr.first)
-		l.w.cache.truncate(r, fr.first)
 		places = r.refs
 	}
 	for _, s := range fr.spans {

@@ -141,13 +141,19 @@ func TestCacheIsBounded(t *testing.T) {
 			}
 		}
 	}
-	if c := l.Stats().CacheBytes; c < 14<<10 {
-		t.Fatalf("cache has %d bytes only", c)
+	full := l.Stats().CacheBytes
+	if full < 14<<10 {
+		t.Fatalf("cache has %d bytes only", full)
 	}
 	wantEntries(t, l, 5, want[0])
 	wantEntries(t, l, 6, want[1])
 	check(t, add(l, 5, HardState{2, 0, 1}, run(5, 35, 2, 2, 10))) // truncates cached ones
 	wantEntries(t, l, 5, append(want[0][:33:33], run(5, 35, 2, 2, 10)...))
+	l.Trim(6, 40)
+	check(t, add(l, 5, HardState{2, 0, 1}, nil))
+	if c := l.Stats().CacheBytes; c > 2000 {
+		t.Fatalf("cache has %d bytes of trimmed entries, had %d", c, full)
+	}
 	check(t, l.Remove(5))
 	check(t, l.Remove(6))
 	if c := l.Stats().CacheBytes; c != 0 {

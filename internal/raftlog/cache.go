@@ -11,8 +11,8 @@ const entryOverhead = 48
 // it, holding the mutex of the replica concerned.
 type tailCache struct {
 	limit, bytes int64
-	// order has one element a frame, from head on. Elements of truncated entries
-	// stay and evict nothing, or newer entries of the same index early.
+	// order has one element a frame, from head on. Elements of entries gone by other
+	// ways stay; they evict nothing, or newer entries of the same index early.
 	order []cachedRun
 	head  int
 }
@@ -29,7 +29,8 @@ func cacheCost(entries []Entry) (n int64) {
 	return n
 }
 
-// add caches entries, r's newest. r.mu is held.
+// add caches entries, r's newest. If they overlap what is there (a conflict was
+// truncated, which is rare) they replace it all. r.mu is held.
 func (c *tailCache) add(r *replica, entries []Entry) {
 	if n := len(r.cache); n > 0 && r.cache[n-1].Index+1 != entries[0].Index {
 		c.clear(r)
@@ -37,21 +38,6 @@ func (c *tailCache) add(r *replica, entries []Entry) {
 	r.cache = append(r.cache, entries...)
 	c.bytes += cacheCost(entries)
 	c.order = append(c.order, cachedRun{r, entries[len(entries)-1].Index})
-}
-
-// truncate forgets entries from i on. r.mu is held.
-func (c *tailCache) truncate(r *replica, i ident.Index) {
-	n := len(r.cache)
-	if n == 0 || r.cache[n-1].Index < i {
-		return
-	}
-	keep := 0
-	if r.cache[0].Index < i {
-		keep = int(i - r.cache[0].Index)
-	}
-	c.bytes -= cacheCost(r.cache[keep:])
-	clear(r.cache[keep:])
-	r.cache = r.cache[:keep]
 }
 
 // dropTo forgets entries up to i. r.mu is held.

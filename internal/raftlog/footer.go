@@ -132,6 +132,9 @@ func decodeFooter(b []byte, firstLSN uint64, end int64, fn func(*footFrame) erro
 	c := cursor{b: b}
 	var replicas []footReplica
 	off, lsn := int64(dataOffset), firstLSN
+	if end < off {
+		return 0, fmt.Errorf("%w: footer at byte %d", errFormat, end)
+	}
 	for len(c.b) > 0 {
 		var f footFrame
 		tag := c.u8()

@@ -91,10 +91,10 @@ func (l *Log) enqueue(o op) {
 	l.mu.Unlock()
 }
 
-// Append enqueues a and returns. a and its entries' Data must not be changed
-// any more. a.Done gets ErrUnknownReplica, ErrQuarantined or ErrTooLarge if the
-// record was refused, an error that is ErrFailed if the log has failed, and
-// ErrClosed, on the caller's goroutine, after Close.
+// Append enqueues a and returns. a must not be changed before Done, its entries'
+// Data never. Done gets ErrUnknownReplica, ErrQuarantined or ErrTooLarge if
+// the record was refused, an error that is ErrFailed if the log has failed,
+// and, on the caller's goroutine, ErrClosed after Close.
 func (l *Log) Append(a *Append) {
 	for i := 1; i < len(a.Entries); i++ {
 		invariant.Check(a.Entries[i].Index == a.Entries[0].Index+ident.Index(i),

@@ -3,6 +3,7 @@ package raftlog
 import (
 	"errors"
 	"fmt"
+	"io"
 	"syscall"
 	"testing"
 
@@ -144,6 +145,60 @@ func TestTrimIsSeenAtOnceAndForgottenHarmlessly(t *testing.T) {
 		t.Fatal(v.FirstIndex(), v.LastIndex())
 	}
 	check(t, add(l, 5, HardState{3, 0, 41}, run(5, 52, 1, 3, 1)))
+}
+
+// While the record of one trim is being synced, the next one has moved on; it stays moved.
+func TestTrimNeverGoesBack(t *testing.T) {
+	gate, entered := make(chan struct{}), make(chan struct{})
+	fs := &syncFS{FS: vfs.NewCrashableMem()}
+	l := open(t, fs)
+	check(t, l.Create([]Creation{voter(5)}))
+	want := run(5, 2, 50, 3, 100)
+	check(t, add(l, 5, HardState{3, 0, 40}, want))
+	fs.set(func() { fs.gate, fs.entered = gate, entered })
+	l.Trim(5, 10)
+	done := make(chan error, 1)
+	l.Append(&Append{Replica: 5, HardState: HardState{3, 0, 40}, Done: func(err error) { done <- err }})
+	<-entered
+	l.Trim(5, 20)
+	fs.set(func() { fs.gate = nil })
+	gate <- struct{}{}
+	check(t, <-done)
+	if first := l.Replica(5).FirstIndex(); first != 21 {
+		t.Fatal(first)
+	}
+	wantEntries(t, l, 5, want[19:])
+	closeLog(t, l)
+	if first := open(t, fs).Replica(5).FirstIndex(); first != 21 {
+		t.Fatal(first)
+	}
+}
+
+// The same on the operating system's file system, with preallocation and reuse.
+func TestOnDisk(t *testing.T) {
+	o := testOptions(vfs.Default)
+	o.Dir = t.TempDir() + "/a/raftlog"
+	o.MaxBytes = 4 * testFile
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5), voter(6)}))
+	want := run(6, 2, 3, 1, 100)
+	check(t, add(l, 6, HardState{1, 0, 1}, want))
+	fill(t, l, 5, 7)
+	if s := l.Stats(); s.Recycled == 0 || s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
+		t.Fatalf("%+v", s)
+	}
+	closeLog(t, l)
+	o.Create = false
+	l = openWith(t, o)
+	if r := l.Recovery(); r.Scanned != 0 || r.TornFile != "" {
+		t.Fatalf("%+v", r)
+	}
+	wantEntries(t, l, 6, want)
+	names, err := vfs.List(o.FS, o.Dir)
+	check(t, err)
+	if err := Dump(o.FS, o.Dir+"/"+names[len(names)-1], io.Discard); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestRefusals(t *testing.T) {

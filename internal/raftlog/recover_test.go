@@ -454,3 +454,42 @@ func TestOpenDoesNotScanSealedFiles(t *testing.T) {
 	check(t, err)
 	check(t, sameEntries(es, run(6, 700, 100, 2, 8000)))
 }
+
+// A killed process leaves a batch in the page cache. The next one reads it and builds on it; so
+// it must be durable before anything that follows.
+func TestWhatRecoveryReadIsSynced(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	gate, entered := make(chan struct{}), make(chan struct{})
+	fs := &syncFS{FS: mem}
+	killed := open(t, fs)
+	check(t, killed.Create([]Creation{voter(5)}))
+	fs.set(func() { fs.gate, fs.entered = gate, entered })
+	defer func() {
+		fs.set(func() { fs.gate = nil })
+		gate <- struct{}{}
+	}()
+	want := run(5, 2, 2, 1, 100)
+	killed.Append(&Append{Replica: 5, HardState: HardState{1, 0, 1}, Entries: want})
+	<-entered // written, not synced
+	l := open(t, mem)
+	wantEntries(t, l, 5, want)
+	check(t, add(l, 5, HardState{2, 0, 1}, run(5, 4, 1, 2, 100)))
+	l = open(t, crash(mem, 0, 1))
+	if q := l.Recovery().Quarantined; len(q) > 0 {
+		t.Fatalf("%+v", q)
+	}
+	wantEntries(t, l, 5, append(want, run(5, 4, 1, 2, 100)...))
+}
+
+// A frame in a place where its LSN does not belong is none, however valid its bytes.
+func TestFrameOutOfOrderIsNone(t *testing.T) {
+	file, offs := damagedLog(t)
+	h, err := decodeFileHeader(file)
+	check(t, err)
+	n := len(offs) - 1
+	b := slices.Concat(file[:offs[n]], file[offs[2]:offs[3]], file[offs[n]:])
+	res := scan(b, &h)
+	if len(res.frames) != n || res.end() != offs[n] || len(res.bad) != 1 {
+		t.Fatalf("%d frames, want %d; bad %+v", len(res.frames), n, res.bad)
+	}
+}

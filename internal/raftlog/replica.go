@@ -72,7 +72,7 @@ type replica struct {
 // last returns the last index. mu is held, or the caller is the sync loop.
 func (r *replica) last() ident.Index {
 	if n := len(r.refs); n > 0 {
-		return max(r.refs[n-1].last(), r.base)
+		return r.refs[n-1].last()
 	}
 	return r.base
 }

@@ -160,7 +160,7 @@ func (s *session) collectLag(ch chan<- prometheus.Metric) {
 	img := s.meta.Image()
 	n := 0
 	for _, c := range s.registry.allCoordinators() {
-		for o := range c.Committed() {
+		for _, o := range c.Committed() {
 			mp := img.TopicPartition(o.Topic, o.Partition)
 			if mp == nil {
 				continue

@@ -51,9 +51,8 @@ type produce struct {
 }
 
 func serveProduce(h *Handler, _ context.Context, r *wire.Request, reply func(kmsg.Response)) {
-	req, ok := r.Body.(*kmsg.ProduceRequest)
+	req, ok := bodyOf[*kmsg.ProduceRequest](h, r, reply)
 	if !ok {
-		reply(nil)
 		return
 	}
 	c := &produce{h: h, req: req, img: h.cluster.Image(), conn: r.Conn, reply: reply}

@@ -93,7 +93,7 @@ func (h *Handler) newTopic(rt *kmsg.CreateTopicsRequestTopic) (metadata.NewTopic
 	if len(rt.ReplicaAssignment) > 0 {
 		return nt, assigned(rt, &nt)
 	}
-	h.counted(rt, &nt)
+	h.withDefaults(rt, &nt)
 	return nt, nil
 }
 
@@ -118,8 +118,8 @@ func newConfigs(configs []kmsg.CreateTopicsRequestTopicConfig) (map[string]strin
 	return set, nil
 }
 
-// counted takes the numbers of partitions and replicas; -1 is the node's default.
-func (h *Handler) counted(rt *kmsg.CreateTopicsRequestTopic, nt *metadata.NewTopic) {
+// withDefaults takes the numbers of partitions and replicas; -1 is the node's default.
+func (h *Handler) withDefaults(rt *kmsg.CreateTopicsRequestTopic, nt *metadata.NewTopic) {
 	c := h.config
 	nt.Partitions, nt.ReplicationFactor = rt.NumPartitions, rt.ReplicationFactor
 	if nt.Partitions == -1 {

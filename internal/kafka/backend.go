@@ -3,6 +3,8 @@ package kafka
 import (
 	"context"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"chronik/internal/ident"
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
@@ -77,4 +79,19 @@ type Partition interface {
 	// Size is the bytes of the partition's segments here.
 	Size() int64
 	SetLogStart(ctx context.Context, offset int64) error
+}
+
+// Coordinator is the local replica of a coordinator shard: what the handlers use
+// of *group.Coordinator. It answers NOT_COORDINATOR unless it leads.
+type Coordinator interface {
+	Join(ctx context.Context, req *kmsg.JoinGroupRequest, clientID, clientHost string, reply func(*kmsg.JoinGroupResponse))
+	Sync(ctx context.Context, req *kmsg.SyncGroupRequest, reply func(*kmsg.SyncGroupResponse))
+	Heartbeat(ctx context.Context, req *kmsg.HeartbeatRequest, reply func(*kmsg.HeartbeatResponse))
+	Leave(ctx context.Context, req *kmsg.LeaveGroupRequest, reply func(*kmsg.LeaveGroupResponse))
+	Commit(ctx context.Context, req *kmsg.OffsetCommitRequest, reply func(*kmsg.OffsetCommitResponse))
+	Fetch(ctx context.Context, group string, topics []kmsg.OffsetFetchRequestGroupTopic) kmsg.OffsetFetchResponseGroup
+	List(states, types []string) ([]kmsg.ListGroupsResponseGroup, int16)
+	Describe(group string) kmsg.DescribeGroupsResponseGroup
+	Delete(ctx context.Context, group string, reply func(code int16))
+	DeleteOffsets(ctx context.Context, req *kmsg.OffsetDeleteRequest, reply func(*kmsg.OffsetDeleteResponse))
 }

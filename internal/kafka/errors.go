@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
+	"chronik/internal/group"
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
 	"chronik/internal/raftgroup"
@@ -39,6 +40,7 @@ var errorTable = []struct {
 	{partition.ErrNotEnoughReplicas, kerr.NotEnoughReplicas},
 	{partition.ErrStorage, kerr.KafkaStorageError},
 	{partition.ErrCorrupt, kerr.KafkaStorageError},
+	{group.ErrCorrupt, kerr.KafkaStorageError},
 	{raftgroup.ErrNotLeader, kerr.NotLeaderForPartition},
 	{raftgroup.ErrLeadershipLost, kerr.NotLeaderForPartition},
 	{raftgroup.ErrStopped, kerr.NotLeaderForPartition},
@@ -90,6 +92,14 @@ func (h *Handler) code(key int16, err error) int16 {
 	}
 	h.metrics.failed(key, k)
 	return k.Code
+}
+
+// counted counts a code that was not made by code, and returns it.
+func (h *Handler) counted(key, code int16) int16 {
+	if k, ok := kerr.ErrorForCode(code).(*kerr.Error); ok && k != nil {
+		h.metrics.failed(key, k)
+	}
+	return code
 }
 
 // failure is an error of Kafka's with words about this case.

@@ -106,6 +106,11 @@ func (f *fakeCluster) Submit(_ context.Context, cmd metadata.Command) (any, erro
 
 // host makes this node the leader of a group it does not know yet. f.mu is held.
 func (f *fakeCluster) host(g *metadata.Partition) {
+	if g.Topic == metadata.OffsetsTopic && f.coords[g.Group] == nil {
+		f.coords[g.Group] = newShard(f.t)
+		f.leaders.Set(g.Group, 1, true)
+		return
+	}
 	if g.TopicID.IsZero() || f.parts[g.Group] != nil {
 		return
 	}

@@ -86,13 +86,9 @@ type serveFunc func(h *Handler, ctx context.Context, req *wire.Request, reply fu
 // answer makes a serveFunc of a handler that has its response when it returns.
 func answer[R kmsg.Request](f func(*Handler, context.Context, *wire.Request, R) kmsg.Response) serveFunc {
 	return func(h *Handler, ctx context.Context, req *wire.Request, reply func(kmsg.Response)) {
-		body, ok := req.Body.(R)
-		if !ok {
-			h.log.Error("request dropped: body is of another key", "key", req.Key, "version", req.Version)
-			reply(nil)
-			return
+		if body, ok := bodyOf[R](h, req, reply); ok {
+			reply(f(h, ctx, req, body))
 		}
-		reply(f(h, ctx, req, body))
 	}
 }
 

@@ -158,10 +158,15 @@ func TestMetricsCountRequestsAndErrors(t *testing.T) {
 var preparedID = metadata.TopicID{0: 7, 15: 7}
 
 // prepare makes what the calls of TestEveryVersion ask about: topic "orders" of
-// two partitions, with three records at times 1000, 2000 and 3000 in the first.
+// two partitions, with three records at times 1000, 2000 and 3000 in the first,
+// and group "sums", without members, that has committed offset 2 of it.
 func prepare(t testing.TB, f *fakeCluster) {
 	parts := f.topicWithID(preparedID, "orders", 2, nil)
 	appendRecords(t, parts[0], 1000, 2000, 3000)
+	withShards(t, f)
+	h := NewHandler(Options{Cluster: f})
+	resp := roundTrip[*kmsg.OffsetCommitResponse](t, h, commitOf(9, "sums"))
+	wantCode(t, "prepare", resp.Topics[0].Partitions[0].ErrorCode, nil)
 }
 
 func ordersID(f *fakeCluster) metadata.TopicID { return f.Image().Topic("orders").ID }

@@ -434,7 +434,7 @@ func TestCrashAtEveryPoint(t *testing.T) {
 	}
 	invariant.SetPointHook(nil)
 	for _, p := range []string{
-		"raftlog/batch-encoded", "raftlog/batch-written", "raftlog/batch-synced", "raftlog/seal-written",
+		"raftlog/batch-encoded", "raftlog/batch-written", "raftlog/batch-synced", "raftlog/seal-written", "raftlog/seal-synced",
 		"raftlog/file-header-written", "raftlog/file-header-synced", "raftlog/file-named", "raftlog/file-durable",
 		"raftlog/free-before", "raftlog/free-renamed", "raftlog/free-durable",
 	} {

@@ -447,6 +447,10 @@ func TestOpenDoesNotScanSealedFiles(t *testing.T) {
 	if s.TotalBytes < 16<<20 || fs.read > 100_000 || l.Recovery().Scanned != 0 {
 		t.Fatalf("read %d bytes of %d, scanned %d", fs.read, s.TotalBytes, l.Recovery().Scanned)
 	}
+	o.FS = crash(mem, 0, 1)
+	if n := openWith(t, o).Recovery().Scanned; n != 0 {
+		t.Fatalf("scanned %d sealed files after a power loss", n)
+	}
 	if v := l.Replica(6); v.LastIndex() != 1+frames/2 || v.HardState() != (HardState{2, 0, 1}) {
 		t.Fatal(v.LastIndex(), v.HardState())
 	}

@@ -60,6 +60,13 @@ func (a *applySide) wakeLocked(r *Replica) {
 	}
 }
 
+// waits tells whether apply waits for disk space.
+func (a *applySide) waits() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.paused
+}
+
 // resume ends a pause.
 func (a *applySide) resume(r *Replica) {
 	a.mu.Lock()

@@ -270,8 +270,8 @@ func (nd *node) Call(ctx context.Context, _ transport.PeerInfo, method string, r
 	return nd.srv.Handle(ctx, method, req)
 }
 
-func (nd *node) PeerUp(p transport.PeerInfo)  { <-nd.ready; nd.host.PeerUp(p) }
-func (nd *node) PeerDown(peer ident.NodeID) { <-nd.ready; nd.host.PeerDown(peer) }
+func (nd *node) PeerUp(p transport.PeerInfo) { <-nd.ready; nd.host.PeerUp(p) }
+func (nd *node) PeerDown(peer ident.NodeID)  { <-nd.ready; nd.host.PeerDown(peer) }
 
 // replica returns the test group's replica.
 func (nd *node) replica() *Replica { return nd.host.Replica(testGroup) }

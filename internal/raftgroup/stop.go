@@ -61,14 +61,20 @@ func (h *Host) handOver(ctx context.Context) {
 	}
 }
 
-// lastCheckpoints makes the next start fast: less is applied again.
+// lastCheckpointsMost bounds the time for them: they are only a convenience.
+const lastCheckpointsMost = 10 * time.Second
+
+// lastCheckpoints makes the next start fast: less is applied again. A replica
+// that waits for disk space is left out.
 func (h *Host) lastCheckpoints(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastCheckpointsMost)
+	defer cancel()
 	all := h.Replicas()
 	done := make(chan struct{}, len(all))
 	n := 0
 	for _, r := range all {
 		st := r.Status()
-		if (st.State == StateRunning || st.State == StateReceiving) && st.AppliedIndex > st.SnapshotIndex {
+		if (st.State == StateRunning || st.State == StateReceiving) && st.AppliedIndex > st.SnapshotIndex && !r.as.waits() {
 			r.TakeCheckpoint(func(ident.Index, error) { done <- struct{}{} })
 			n++
 		}

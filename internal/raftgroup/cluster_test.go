@@ -278,7 +278,7 @@ func (nd *node) replica() *Replica { return nd.host.Replica(testGroup) }
 
 func (nd *node) sm() *MemoryStateMachine { return nd.replica().StateMachine().(*MemoryStateMachine) }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -412,19 +413,19 @@ func TestRule31NoSpacePauses(t *testing.T) {
 	}, func(c *cluster) {
 		c.create(1)
 		c.leader()
-		full.full = true
+		full.full.Store(true)
 		w := make(waiter, 1)
 		c.nodes[1].replica().Propose([]byte("a=1"), ProposeOptions{}, w)
 		time.Sleep(10 * time.Second)
 		if st := c.nodes[1].replica().Status(); st.State != StateRunning || len(w) != 0 {
 			t.Fatalf("state %v, told %d", st.State, len(w))
 		}
-		full.full = false
+		full.full.Store(false)
 		c.nodes[1].host.SpaceAvailable()
-		if got := <-w; got.err != nil || full.calls < 5 {
-			t.Fatalf("error %v after %d tries", got.err, full.calls)
+		if got := <-w; got.err != nil || full.calls.Load() < 5 {
+			t.Fatalf("error %v after %d tries", got.err, full.calls.Load())
 		}
-		full.full = true
+		full.full.Store(true)
 		w2 := make(waiter, 1)
 		c.nodes[1].replica().Propose([]byte("b=1"), ProposeOptions{}, w2)
 		time.Sleep(time.Second)
@@ -435,13 +436,13 @@ func TestRule31NoSpacePauses(t *testing.T) {
 
 type fullDisk struct {
 	StateMachine
-	full  bool
-	calls int
+	full  atomic.Bool
+	calls atomic.Int64
 }
 
 func (f *fullDisk) Apply(es []Entry) ([]Result, error) {
-	f.calls++
-	if f.full {
+	f.calls.Add(1)
+	if f.full.Load() {
 		return nil, fmt.Errorf("write: %w", syscall.ENOSPC)
 	}
 	return f.StateMachine.Apply(es)

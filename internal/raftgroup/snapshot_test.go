@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,7 +61,7 @@ func TestReusedIDIsQuarantined(t *testing.T) {
 // dropped, their responses are not, so apply goes on behind the snapshot.
 func TestRule10DroppedAppliesAnswer(t *testing.T) {
 	var gate chan struct{}
-	stuck := ident.NodeID(0)
+	var stuck atomic.Int32
 	inCluster(t, 3, func(c *cluster) {
 		smallSteps(c)
 		gate = make(chan struct{})
@@ -71,7 +72,7 @@ func TestRule10DroppedAppliesAnswer(t *testing.T) {
 			c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
 				sm, err := OpenMemory(fs, dir, blob, files)
 				return &stallable{MemoryStateMachine: sm.(*MemoryStateMachine), stall: func() {
-					if at == stuck {
+					if int32(at) == stuck.Load() {
 						<-gate
 					}
 				}}, err
@@ -81,7 +82,7 @@ func TestRule10DroppedAppliesAnswer(t *testing.T) {
 		c.create(3)
 		c.fill("k", 0, 5)
 		f := c.follower()
-		stuck = f.id
+		stuck.Store(int32(f.id))
 		c.fill("k", 5, 8) // stuck in apply, durable in its log
 		time.Sleep(time.Second)
 		c.net.Isolate(f.id)

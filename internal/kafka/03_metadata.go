@@ -177,7 +177,7 @@ func (m *metadataAnswer) partition(mp *metadata.Partition, wp *kmsg.MetadataResp
 // the node is set to, and waits a little for their leaders. It returns why
 // topics could not be created.
 func (h *Handler) autoCreate(ctx context.Context, img *metadata.Image, asked []kmsg.MetadataRequestTopic) map[string]error {
-	c := h.config
+	c := &h.config
 	if !c.AutoCreateTopics {
 		return nil
 	}

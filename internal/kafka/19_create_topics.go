@@ -120,7 +120,7 @@ func newConfigs(configs []kmsg.CreateTopicsRequestTopicConfig) (map[string]strin
 
 // withDefaults takes the numbers of partitions and replicas; -1 is the node's default.
 func (h *Handler) withDefaults(rt *kmsg.CreateTopicsRequestTopic, nt *metadata.NewTopic) {
-	c := h.config
+	c := &h.config
 	nt.Partitions, nt.ReplicationFactor = rt.NumPartitions, rt.ReplicationFactor
 	if nt.Partitions == -1 {
 		nt.Partitions = c.DefaultPartitions

@@ -136,7 +136,7 @@ func (h *Handler) shownTopic(t *metadata.Topic) []shownConfig {
 // set alike; what is known of this one stands for the one asked about, but for
 // what names a node.
 func (h *Handler) shownNode(node ident.NodeID) []shownConfig {
-	c := h.config
+	c := &h.config
 	static := map[string]string{}
 	maps.Copy(static, c.Node)
 	static["auto.create.topics.enable"] = strconv.FormatBool(c.AutoCreateTopics)

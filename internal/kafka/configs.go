@@ -212,7 +212,7 @@ type configValue struct {
 
 // nodeValue is the node's stand-in for a topic's setting, if it has one of its own.
 func (h *Handler) nodeValue(name string) (string, bool) {
-	c := h.config
+	c := &h.config
 	switch name {
 	case "min.insync.replicas":
 		if c.MinInsyncReplicas > 0 {

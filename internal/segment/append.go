@@ -115,8 +115,8 @@ func (l *Log) rollDue(p *published, base int64, h record.Batch, size int64) bool
 		return true
 	default:
 		// The difference of two timestamps a producer chose may overflow.
-		age := h.MaxTimestamp() - p.firstTs
-		return h.MaxTimestamp() > p.firstTs && (age > l.limitMs || age < 0)
+		age := h.MaxTimestamp() - p.firstTime
+		return h.MaxTimestamp() > p.firstTime && (age > l.limitMs || age < 0)
 	}
 }
 

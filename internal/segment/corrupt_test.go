@@ -74,7 +74,7 @@ func content(t testing.TB, o Options, name string) []byte {
 func TestOpenCorrupt(t *testing.T) {
 	tests := []struct {
 		name   string
-		break_ func(t *testing.T, o *Options)
+		damage func(t *testing.T, o *Options)
 		file   int // which segment is named; -1 the checkpoint
 		want   string
 	}{
@@ -117,7 +117,7 @@ func TestOpenCorrupt(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			o := filled(t)
 			o.Segments = append([]Info(nil), o.Segments...)
-			tt.break_(t, &o)
+			tt.damage(t, &o)
 			before, _ := vfs.List(o.FS, o.Dir)
 			_, err := Open(o)
 			if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), tt.want) {
@@ -286,37 +286,7 @@ func TestConcurrentReads(t *testing.T) {
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	for range 3 {
-		wg.Go(func() {
-			for from := int64(0); ; {
-				b, err := l.Read(from, 2000, math.MaxInt64)
-				switch {
-				case errors.Is(err, ErrOutOfRange):
-					from = l.StartOffset()
-				case err != nil:
-					t.Error(err)
-					return
-				case len(b) == 0:
-					if _, _, _, err := l.OffsetForTimestamp(7, math.MaxInt64); err != nil {
-						t.Error(err)
-						return
-					}
-					select {
-					case <-done:
-						return
-					default:
-					}
-				default:
-					for len(b) > 0 {
-						h := newScanned(b)
-						if from > h.LastOffset() || from < h.BaseOffset() {
-							t.Errorf("read %d: batch [%d,%d)", from, h.BaseOffset(), h.NextOffset())
-							return
-						}
-						from, b = h.NextOffset(), b[h.Size():]
-					}
-				}
-			}
-		})
+		wg.Go(func() { readUntil(t, l, done) })
 	}
 	wg.Go(func() {
 		for {
@@ -349,6 +319,39 @@ func TestConcurrentReads(t *testing.T) {
 	closeLog(t, l)
 	if n := o.Handles.Len(); n != 0 {
 		t.Fatalf("%d files still open", n)
+	}
+}
+
+// readUntil follows the log from its start, and looks up timestamps at its end,
+// until done is closed there.
+func readUntil(t *testing.T, l *Log, done <-chan struct{}) {
+	for from := int64(0); ; {
+		b, err := l.Read(from, 2000, math.MaxInt64)
+		switch {
+		case errors.Is(err, ErrOutOfRange):
+			from = l.StartOffset()
+		case err != nil:
+			t.Error(err)
+			return
+		case len(b) == 0:
+			if _, _, _, err := l.OffsetForTimestamp(7, math.MaxInt64); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+		for len(b) > 0 {
+			h := newScanned(b)
+			if from > h.LastOffset() || from < h.BaseOffset() {
+				t.Errorf("read %d: batch [%d,%d)", from, h.BaseOffset(), h.NextOffset())
+				return
+			}
+			from, b = h.NextOffset(), b[h.Size():]
+		}
 	}
 }
 

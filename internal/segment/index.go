@@ -139,14 +139,14 @@ func writeIndexFile(fs vfs.FS, path string, base int64, p *published) error {
 type indexer struct{ published }
 
 // add takes in the batch of bytes bytes at the end of the view.
-func (x *indexer) add(base, next, maxTs, bytes int64) {
+func (x *indexer) add(base, next, maxTime, bytes int64) {
 	if n := len(x.index); n == 0 || x.size-x.index[n-1].pos >= indexInterval {
-		x.index = append(x.index, entry{offset: base, pos: x.size, maxBefore: x.maxTs})
+		x.index = append(x.index, entry{offset: base, pos: x.size, maxBefore: x.maxTime})
 	}
 	if x.size == 0 {
-		x.firstTs = maxTs
+		x.firstTime = maxTime
 	}
 	x.size += bytes
 	x.next = next
-	x.maxTs = max(x.maxTs, maxTs)
+	x.maxTime = max(x.maxTime, maxTime)
 }

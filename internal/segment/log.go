@@ -13,6 +13,7 @@ import (
 	"chronik/internal/vfs"
 )
 
+// Errors. They come wrapped with the place.
 var (
 	// ErrCorrupt: a file's bytes are not what was written. The message names file
 	// and byte. Nothing is removed: the replica is quarantined.
@@ -23,6 +24,7 @@ var (
 	ErrClosed = errors.New("segment log closed")
 )
 
+// Limits of segments.
 const (
 	// MaxSegmentBytes is the largest size a segment is rolled at.
 	MaxSegmentBytes = math.MaxInt32
@@ -155,7 +157,7 @@ func (l *Log) openSegment(i Info) (*segment, error) {
 	if st.Size() < i.Size {
 		return nil, corrupt(s.path, st.Size(), fmt.Errorf("file ends, the checkpoint says %d bytes", i.Size))
 	}
-	s.pub.Store(&published{size: i.Size, next: i.NextOffset, firstTs: i.FirstTimestamp, maxTs: i.MaxTimestamp, indexOnDisk: true})
+	s.pub.Store(&published{size: i.Size, next: i.NextOffset, firstTime: i.FirstTimestamp, maxTime: i.MaxTimestamp, indexOnDisk: true})
 	s.synced.Store(i.Size)
 	s.started = i.Size
 	return s, nil
@@ -204,7 +206,7 @@ func (l *Log) loadIndex(s *segment, size int64) (x *indexer, indexed int64) {
 }
 
 func freshIndexer(s *segment) *indexer {
-	return &indexer{published{next: s.base, firstTs: math.MinInt64, maxTs: math.MinInt64}}
+	return &indexer{published{next: s.base, firstTime: math.MinInt64, maxTime: math.MinInt64}}
 }
 
 // extendIndex walks from the last entry of x to the end of p, adds what is
@@ -216,9 +218,9 @@ func extendIndex(f vfs.File, s *segment, x *indexer, p *published) (last int64, 
 		from = x.index[n-1]
 	}
 	sc := newScanner(f, s.path, from.pos, p.size, from.offset, 64<<10)
-	maxTs := from.maxBefore
+	maxTime := from.maxBefore
 	if len(x.index) == 0 {
-		maxTs = math.MinInt64
+		maxTime = math.MinInt64
 	}
 	for sc.pos < p.size {
 		if err := sc.next(); err != nil {
@@ -226,15 +228,15 @@ func extendIndex(f vfs.File, s *segment, x *indexer, p *published) (last int64, 
 		}
 		last = sc.start
 		if sc.start >= covered {
-			x.maxTs = maxTs
+			x.maxTime = maxTime
 			x.add(sc.h.BaseOffset(), sc.h.NextOffset(), sc.h.MaxTimestamp(), int64(sc.h.Size()))
 		}
-		maxTs = max(maxTs, sc.h.MaxTimestamp())
+		maxTime = max(maxTime, sc.h.MaxTimestamp())
 	}
 	if sc.want != p.next {
 		return 0, corrupt(s.path, last, fmt.Errorf("ends at offset %d, the checkpoint says %d", sc.want, p.next))
 	}
-	x.size, x.next, x.firstTs, x.maxTs = p.size, p.next, p.firstTs, p.maxTs
+	x.size, x.next, x.firstTime, x.maxTime = p.size, p.next, p.firstTime, p.maxTime
 	return last, nil
 }
 
@@ -319,7 +321,7 @@ func infos(list []*segment, last *published) []Info {
 	for k, s := range list {
 		i := s.info()
 		if k == len(list)-1 && last != nil {
-			i = Info{BaseOffset: s.base, NextOffset: last.next, Size: last.size, FirstTimestamp: last.firstTs, MaxTimestamp: last.maxTs}
+			i = Info{BaseOffset: s.base, NextOffset: last.next, Size: last.size, FirstTimestamp: last.firstTime, MaxTimestamp: last.maxTime}
 		}
 		if i.Size > 0 {
 			out = append(out, i)

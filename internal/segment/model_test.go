@@ -62,44 +62,9 @@ func TestModel(t *testing.T) {
 		m.opts = checkpoint(t, l, m.opts)
 		now := int64(1000)
 		t.Repeat(map[string]func(*rapid.T){
-			"append": func(t *rapid.T) {
-				var bases []int64
-				n := rapid.IntRange(1, 12).Draw(t, "batches")
-				start, drops := m.start, len(m.drops)
-				for range n {
-					if rapid.IntRange(0, 15).Draw(t, "drop") == 0 {
-						to := m.next() - rapid.SampledFrom([]int64{0, 0, 1, 9}).Draw(t, "short of the end")
-						l.StageStart(max(to, 0))
-						m.drop(to)
-					}
-					now += rapid.Int64Range(-100, 200).Draw(t, "step")
-					ts := rapid.SliceOfN(rapid.Int64Range(now-50, now+50), 1, 4).Draw(t, "ts")
-					b := build(t, len(ts), rapid.IntRange(0, 1200).Draw(t, "pad"), ts...)
-					before := bytes.Clone(b)
-					base := l.Stage(b, 7)
-					if !bytes.Equal(b, before) {
-						t.Fatalf("Stage changed its argument")
-					}
-					m.add(stamped(b, base, 7))
-					bases = append(bases, base)
-				}
-				if rapid.IntRange(0, 9).Draw(t, "discard") == 0 {
-					l.Discard()
-					m.batches, m.heads = m.batches[:len(m.batches)-n], m.heads[:len(m.heads)-n]
-					m.start, m.drops = start, m.drops[:drops]
-					return
-				}
-				if err := l.Flush(); err != nil {
-					t.Fatalf("flush: %v", err)
-				}
-				for k, base := range bases {
-					if h := m.heads[len(m.heads)-n+k]; h.BaseOffset() != base {
-						t.Fatalf("base %d, want %d", base, h.BaseOffset())
-					}
-				}
-			},
-			"read": func(t *rapid.T) { m.read(t, l) },
-			"time": func(t *rapid.T) { m.time(t, l, now) },
+			"append": func(t *rapid.T) { now = m.append(t, l, now) },
+			"read":   func(t *rapid.T) { m.read(t, l) },
+			"time":   func(t *rapid.T) { m.time(t, l, now) },
 			"drop": func(t *rapid.T) {
 				to := rapid.Int64Range(0, m.next()).Draw(t, "to")
 				l.DropBefore(to)
@@ -131,6 +96,40 @@ func TestModel(t *testing.T) {
 			t.Fatalf("verify: %v", err)
 		}
 	})
+}
+
+// append stages batches and changes of the start, and writes or discards them.
+func (m *model) append(t *rapid.T, l *Log, now int64) int64 {
+	batches, start, drops := len(m.batches), m.start, len(m.drops)
+	for range rapid.IntRange(1, 12).Draw(t, "batches") {
+		if rapid.IntRange(0, 15).Draw(t, "drop") == 0 {
+			to := m.next() - rapid.SampledFrom([]int64{0, 0, 1, 9}).Draw(t, "short of the end")
+			l.StageStart(max(to, 0))
+			m.drop(to)
+		}
+		now += rapid.Int64Range(-100, 200).Draw(t, "step")
+		ts := rapid.SliceOfN(rapid.Int64Range(now-50, now+50), 1, 4).Draw(t, "ts")
+		b := build(t, len(ts), rapid.IntRange(0, 1200).Draw(t, "pad"), ts...)
+		before, next := bytes.Clone(b), m.next()
+		base := l.Stage(b, 7)
+		if !bytes.Equal(b, before) {
+			t.Fatalf("Stage changed its argument")
+		}
+		if base != next || l.StagedOffset() != next+int64(len(ts)) {
+			t.Fatalf("staged at %d, want %d", base, next)
+		}
+		m.add(stamped(b, base, 7))
+	}
+	if rapid.IntRange(0, 9).Draw(t, "discard") == 0 {
+		l.Discard()
+		m.batches, m.heads = m.batches[:batches], m.heads[:batches]
+		m.start, m.drops = start, m.drops[:drops]
+		return now
+	}
+	if err := l.Flush(); err != nil {
+		t.Fatalf("flush: %v", err)
+	}
+	return now
 }
 
 // first is the place of the batch that holds offset.
@@ -208,18 +207,18 @@ func (m *model) time(t *rapid.T, l *Log, now int64) {
 	if n := len(m.heads); n > 0 && rapid.Bool().Draw(t, "a batch's own") {
 		ts = m.heads[rapid.IntRange(0, n-1).Draw(t, "batch")].MaxTimestamp()
 	}
-	wantOffset, wantTs, found := int64(0), int64(0), false
-	maxOffset, maxTs, some := int64(0), int64(math.MinInt64), false
+	wantOffset, wantTime, found := int64(0), int64(0), false
+	maxOffset, maxTime, some := int64(0), int64(math.MinInt64), false
 	for k := range m.batches {
 		err := m.heads[k].ForEach(func(r record.Record) error {
 			if r.Offset < m.start || r.Offset >= limit {
 				return nil
 			}
 			if !found && r.Timestamp >= ts {
-				wantOffset, wantTs, found = r.Offset, r.Timestamp, true
+				wantOffset, wantTime, found = r.Offset, r.Timestamp, true
 			}
-			if r.Timestamp > maxTs {
-				maxOffset, maxTs, some = r.Offset, r.Timestamp, true
+			if r.Timestamp > maxTime {
+				maxOffset, maxTime, some = r.Offset, r.Timestamp, true
 			}
 			return nil
 		})
@@ -228,11 +227,11 @@ func (m *model) time(t *rapid.T, l *Log, now int64) {
 		}
 	}
 	offset, timestamp, ok, err := l.OffsetForTimestamp(ts, limit)
-	if err != nil || ok != found || offset != wantOffset || timestamp != wantTs {
-		t.Fatalf("timestamp %d: %d %d %v %v, want %d %d %v", ts, offset, timestamp, ok, err, wantOffset, wantTs, found)
+	if err != nil || ok != found || offset != wantOffset || timestamp != wantTime {
+		t.Fatalf("timestamp %d: %d %d %v %v, want %d %d %v", ts, offset, timestamp, ok, err, wantOffset, wantTime, found)
 	}
 	offset, timestamp, ok, err = l.MaxTimestamp(limit)
-	if err != nil || ok != some || (ok && (offset != maxOffset || timestamp != maxTs)) {
-		t.Fatalf("max timestamp: %d %d %v %v, want %d %d %v", offset, timestamp, ok, err, maxOffset, maxTs, some)
+	if err != nil || ok != some || (ok && (offset != maxOffset || timestamp != maxTime)) {
+		t.Fatalf("max timestamp: %d %d %v %v, want %d %d %v", offset, timestamp, ok, err, maxOffset, maxTime, some)
 	}
 }

@@ -178,7 +178,7 @@ func readAt(h *handle, s *segment, pos, n int64) ([]byte, error) {
 func (l *Log) OffsetForTimestamp(ts, limit int64) (offset, timestamp int64, ok bool, err error) {
 	for _, s := range *l.list.Load() {
 		p := s.pub.Load()
-		if p.size == 0 || p.maxTs < ts || p.next <= l.start.Load() || s.base >= limit {
+		if p.size == 0 || p.maxTime < ts || p.next <= l.start.Load() || s.base >= limit {
 			continue
 		}
 		err := l.withIndex(s, func(h *handle, p *published, index []entry) error {
@@ -239,7 +239,7 @@ func (l *Log) MaxTimestamp(limit int64) (offset, timestamp int64, ok bool, err e
 	best := int64(math.MinInt64)
 	for _, s := range *l.list.Load() {
 		if p := s.pub.Load(); p.size > 0 && p.next > l.start.Load() && s.base < limit {
-			best = max(best, p.maxTs)
+			best = max(best, p.maxTime)
 		}
 	}
 	offset, timestamp, ok, err = l.OffsetForTimestamp(best, limit)

@@ -80,11 +80,11 @@ type segment struct {
 // published is a consistent view of a segment. Immutable; the array behind index
 // is shared with later views, which only write behind this one's length.
 type published struct {
-	size    int64 // bytes that may be read
-	next    int64 // offset behind them
-	firstTs int64 // max timestamp of the first batch
-	maxTs   int64 // of all batches
-	index   []entry
+	size      int64 // bytes that may be read
+	next      int64 // offset behind them
+	firstTime int64 // max timestamp of the first batch
+	maxTime   int64 // of all batches
+	index     []entry
 	// indexOnDisk: index is nil and to be loaded from the .idx file, or rebuilt.
 	indexOnDisk bool
 }
@@ -92,13 +92,13 @@ type published struct {
 func newSegment(fs vfs.FS, dir string, base int64) *segment {
 	s := &segment{base: base, name: FileName(base)}
 	s.path = fs.PathJoin(dir, s.name)
-	s.pub.Store(&published{next: base, firstTs: math.MinInt64, maxTs: math.MinInt64})
+	s.pub.Store(&published{next: base, firstTime: math.MinInt64, maxTime: math.MinInt64})
 	return s
 }
 
 func (s *segment) info() Info {
 	p := s.pub.Load()
-	return Info{BaseOffset: s.base, NextOffset: p.next, Size: p.size, FirstTimestamp: p.firstTs, MaxTimestamp: p.maxTs}
+	return Info{BaseOffset: s.base, NextOffset: p.next, Size: p.size, FirstTimestamp: p.firstTime, MaxTimestamp: p.maxTime}
 }
 
 // refFile is an open file that closes when the last of its users is done.

@@ -124,16 +124,17 @@ func (f *devFlags) run(ctx context.Context, out io.Writer) error {
 			return err
 		}
 	}
-	// The guard's pipe closes when this process ends, however it ends; then the guard kills the children.
 	defer dc.killAll()
 	for i := range dc.Nodes {
 		if err := dc.start(i); err != nil {
 			return err
 		}
 	}
-	if err := dc.guard(); err != nil {
+	guard, err := dc.guard()
+	if err != nil {
 		return err
 	}
+	defer func() { _ = guard.Close() }()
 	began := time.Now()
 	if err := dc.waitReady(ctx, out, 60*time.Second); err != nil {
 		return err
@@ -228,29 +229,27 @@ func (dc *devCluster) start(i int) error {
 	return dc.save()
 }
 
-// guard starts a small process that outlives a SIGKILL of dev and then kills the nodes dev.json names.
-func (dc *devCluster) guard() error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
+// guard starts a small process that outlives a SIGKILL of dev and then kills the
+// nodes dev.json names. It waits for the end of the returned pipe, which comes
+// when this process ends, however it ends.
+func (dc *devCluster) guard() (io.Closer, error) {
 	exe, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
 	cmd := exec.Command(exe, "dev", "guard", "--data-dir", dc.dir)
 	cmd.Stdin = r
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, errors.Join(err, r.Close(), w.Close())
 	}
 	go func() { _ = cmd.Wait() }()
-	guardPipe = w
-	return r.Close()
+	return w, r.Close()
 }
-
-// guardPipe is held open for the life of the process: its end is what the guard waits for.
-var guardPipe *os.File
 
 func (dc *devCluster) waitReady(ctx context.Context, out io.Writer, limit time.Duration) error {
 	deadline := time.Now().Add(limit)

@@ -26,7 +26,7 @@ const (
 
 // openStore opens the data directory, with advice on what may be wrong with it.
 func openStore(fs vfs.FS, cfg *config.Config) (*identity.Store, error) {
-	s, err := identity.OpenStore(fs, cfg.Node.DataDir, ident.NodeID(cfg.Node.ID))
+	s, err := identity.OpenStore(fs, cfg.Node.DataDir, cfg.Node.ID)
 	switch {
 	case err == nil:
 		return s, nil
@@ -57,8 +57,8 @@ func newBootstrapper(s *session) *bootstrapper {
 	b := &bootstrapper{s: s, live: map[ident.NodeID]identity.Hello{}}
 	addrs := map[ident.NodeID]string{}
 	for _, p := range s.cfg.Cluster.Peers {
-		addrs[ident.NodeID(p.ID)] = p.Addr
-		b.peers = append(b.peers, ident.NodeID(p.ID))
+		addrs[p.ID] = p.Addr
+		b.peers = append(b.peers, p.ID)
 	}
 	b.hash = identity.PeersHash(addrs)
 	return b

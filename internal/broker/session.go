@@ -92,11 +92,11 @@ const requestMemory = 256 << 20
 func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	cfg := b.opt.Config
 	s := &session{
-		b: b, cfg: cfg, log: b.log, node: ident.NodeID(cfg.Node.ID), ls: ls,
+		b: b, cfg: cfg, log: b.log, node: cfg.Node.ID, ls: ls,
 		meta: metadata.NewStore(), registry: newRegistry(), handles: segment.NewHandles(0),
 		away: newAbsence(), kicked: make(chan struct{}, 1), fatal: make(chan error, 4), adminAddr: cfg.Admin.Listen,
 		metaCurrent: make(chan struct{}), dialed: map[ident.NodeID]string{},
-		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, greeted: map[ident.NodeID]bool{ident.NodeID(cfg.Node.ID): true},
+		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
 	}
 	s.life, s.cancel = context.WithCancel(context.Background())
 	s.setPhase("opening the store")
@@ -161,7 +161,7 @@ func (s *session) openLog() (*raftlog.Log, error) {
 func (s *session) openHost() error {
 	peers := map[ident.NodeID]string{}
 	for _, p := range s.cfg.Cluster.Peers {
-		peers[ident.NodeID(p.ID)] = p.Addr
+		peers[p.ID] = p.Addr
 	}
 	var err error
 	s.tr, err = transport.New(transport.Options{Node: s.node, Listen: s.ls.raft, Peers: peers, Handler: peerHandler{s}, Logger: s.log})

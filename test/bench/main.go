@@ -36,7 +36,6 @@ type bench struct {
 	exe, dir  string
 	bootstrap string
 	seconds   int
-	profile   string
 }
 
 func main() {

@@ -84,6 +84,8 @@ def main():
             assert [o for o, _ in mine] == sorted(o for o, _ in mine), "acknowledged offsets are out of order"
             high = c.replica(c.leader(f"life-{p}"), f"life-{p}")["high_watermark"]
             c.wait_equal("life", p, high, 10)
+        admin.close()
+        admin = KafkaAdminClient(bootstrap_servers=c.bootstrap())  # the old one's connections died with the nodes
         admin.delete_topics(["life"])
         eventually(10, "the topic is gone", lambda: "life" not in admin.list_topics())
         admin.close()

@@ -5,6 +5,7 @@ package harness
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -369,7 +370,7 @@ func (c *Cluster) Leader(group string) (int, admin.Replica, error) {
 		}
 		last = err
 	}
-	return 0, admin.Replica{}, fmt.Errorf("no leader of %s (%v)", group, last)
+	return 0, admin.Replica{}, errors.Join(fmt.Errorf("no leader of %s", group), last)
 }
 
 // DigestsEqual compares every node's digest of a partition up to offset to.

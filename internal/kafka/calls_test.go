@@ -27,7 +27,10 @@ func on[R kmsg.Response](key int16, req func(version int16) kmsg.Request, check 
 
 func init() {
 	callsRecords()
+	callsOffsetsOfTime()
+	callsDeleteRecords()
 	callsTopics()
+	callsTopicChanges()
 	callsConfigs()
 	callsOthers()
 	callsGroups()
@@ -75,6 +78,9 @@ func callsRecords() {
 			t.Errorf("records %v", got)
 		}
 	})
+}
+
+func callsOffsetsOfTime() {
 	on(keyListOffsets, func(int16) kmsg.Request {
 		req := kmsg.NewPtrListOffsetsRequest()
 		req.ReplicaID = -1
@@ -126,6 +132,9 @@ func callsRecords() {
 		}
 		wantCode(t, "no such partition", p[1].ErrorCode, kerr.UnknownTopicOrPartition)
 	})
+}
+
+func callsDeleteRecords() {
 	on(keyDeleteRecords, func(int16) kmsg.Request {
 		req := kmsg.NewPtrDeleteRecordsRequest()
 		rt := kmsg.NewDeleteRecordsRequestTopic()
@@ -251,6 +260,9 @@ func callsTopics() {
 			t.Error("no message")
 		}
 	})
+}
+
+func callsTopicChanges() {
 	on(keyDeleteTopics, func(v int16) kmsg.Request {
 		req := kmsg.NewPtrDeleteTopicsRequest()
 		req.TimeoutMillis = 1000
@@ -286,12 +298,10 @@ func callsConfigs() {
 	on(keyDescribeConfigs, func(int16) kmsg.Request {
 		req := kmsg.NewPtrDescribeConfigsRequest()
 		req.IncludeSynonyms, req.IncludeDocumentation = true, true
-		for _, r := range []kmsg.DescribeConfigsRequestResource{
+		req.Resources = []kmsg.DescribeConfigsRequestResource{
 			{ResourceType: kmsg.ConfigResourceTypeTopic, ResourceName: "orders", ConfigNames: []string{"retention.ms", "min.insync.replicas"}},
 			{ResourceType: kmsg.ConfigResourceTypeBroker, ResourceName: "1"},
 			{ResourceType: kmsg.ConfigResourceTypeTopic, ResourceName: "none"},
-		} {
-			req.Resources = append(req.Resources, r)
 		}
 		return req
 	}, func(t *testing.T, v int16, resp *kmsg.DescribeConfigsResponse) {

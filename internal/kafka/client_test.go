@@ -112,7 +112,7 @@ func TestClientAdministers(t *testing.T) {
 		t.Fatalf("%+v, %v", created, err)
 	}
 	details, err := adm.ListTopics(ctx)
-	if err != nil || len(details["orders"].Partitions) != 3 || details["orders"].ID != kadm.TopicID(created.ID) {
+	if err != nil || len(details["orders"].Partitions) != 3 || details["orders"].ID != created.ID {
 		t.Fatalf("%+v, %v", details, err)
 	}
 	if _, err := adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: kadm.StringPtr("77")}}, "orders"); err != nil {
@@ -156,7 +156,7 @@ func TestAcksZeroErrorClosesTheConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	defer func() { _ = nc.Close() }()
 	send := func(topic string) {
 		req := produceOf(topic, 0, batchOf(t, record.None, now()))
 		frame := kmsg.NewRequestFormatter(kmsg.FormatterClientID("c")).AppendRequest(nil, req, 1)

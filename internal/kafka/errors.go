@@ -66,7 +66,7 @@ func lookupError(err error) *kerr.Error {
 	}
 	var m *metadata.Error
 	if errors.As(err, &m) {
-		if known, ok := kerr.ErrorForCode(m.Code).(*kerr.Error); ok {
+		if known := kerrOf(m.Code); known != nil {
 			return known
 		}
 	}
@@ -74,6 +74,15 @@ func lookupError(err error) *kerr.Error {
 		if errors.Is(err, errorTable[i].is) {
 			return errorTable[i].code
 		}
+	}
+	return nil
+}
+
+// kerrOf is Kafka's error of a code; nil for 0.
+func kerrOf(code int16) *kerr.Error {
+	var k *kerr.Error
+	if errors.As(kerr.ErrorForCode(code), &k) {
+		return k
 	}
 	return nil
 }
@@ -96,7 +105,7 @@ func (h *Handler) code(key int16, err error) int16 {
 
 // counted counts a code that was not made by code, and returns it.
 func (h *Handler) counted(key, code int16) int16 {
-	if k, ok := kerr.ErrorForCode(code).(*kerr.Error); ok && k != nil {
+	if k := kerrOf(code); k != nil {
 		h.metrics.failed(key, k)
 	}
 	return code
@@ -125,8 +134,10 @@ var (
 
 // message is the text for a client; nil where the code says it all.
 func message(err error) *string {
-	var k *kerr.Error
-	if err == nil || (errors.As(err, &k) && error(k) == err) {
+	if err == nil {
+		return nil
+	}
+	if k := lookupError(err); k != nil && k.Error() == err.Error() {
 		return nil
 	}
 	var m *metadata.Error

@@ -87,6 +87,12 @@ func callsGroups() {
 			t.Error("no member id")
 		}
 	})
+	callsMembers()
+	callsOffsets()
+	callsGroupAdmin()
+}
+
+func callsMembers() {
 	on(keySyncGroup, func(int16) kmsg.Request {
 		req := kmsg.NewPtrSyncGroupRequest()
 		req.Group, req.Generation, req.MemberID = "readers", 1, "nobody"
@@ -118,7 +124,9 @@ func callsGroups() {
 			wantCode(t, "unknown member", resp.ErrorCode, kerr.UnknownMemberID)
 		}
 	})
-	callsOffsets()
+}
+
+func callsGroupAdmin() {
 	on(keyDescribeGroups, func(int16) kmsg.Request {
 		req := kmsg.NewPtrDescribeGroupsRequest()
 		req.Groups = []string{"sums", "none"}

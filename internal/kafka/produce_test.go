@@ -81,71 +81,73 @@ func TestProducePassesOptionsOn(t *testing.T) {
 	}
 }
 
+// refusals are requests that fail, each one step away from one that succeeds.
+var refusals = []struct {
+	name  string
+	setup func(t *testing.T, f *fakeCluster, req *kmsg.ProduceRequest)
+	want  *kerr.Error
+}{
+	{"acks 2", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Acks = 2 }, kerr.InvalidRequiredAcks},
+	{"acks -2", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Acks = -2 }, kerr.InvalidRequiredAcks},
+	{"transactional id", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.TransactionID = ptr("t") }, kerr.InvalidRequest},
+	{"full disk", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) { f.full = true }, kerr.KafkaStorageError},
+	{"unknown topic", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Topics[0].Topic = "none" }, kerr.UnknownTopicOrPartition},
+	{"unknown partition", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Topics[0].Partitions[0].Partition = 1
+	}, kerr.UnknownTopicOrPartition},
+	{"negative partition", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Topics[0].Partitions[0].Partition = -1
+	}, kerr.UnknownTopicOrPartition},
+	{"no records", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Topics[0].Partitions[0].Records = nil
+	}, kerr.InvalidRecord},
+	{"few bytes", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Topics[0].Partitions[0].Records = make([]byte, magicAt)
+	}, kerr.CorruptMessage},
+	{"wrong checksum", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		r := req.Topics[0].Partitions[0].Records
+		r[len(r)-1] ^= 1
+	}, kerr.CorruptMessage},
+	{"two batches", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		p := &req.Topics[0].Partitions[0]
+		p.Records = append(p.Records, p.Records...)
+	}, kerr.InvalidRecord},
+	{"old messages", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		p := &req.Topics[0].Partitions[0]
+		var err error
+		if p.Records, err = record.DownConvert(nil, p.Records, 1); err != nil {
+			t.Fatal(err)
+		}
+	}, kerr.InvalidRecord},
+	{"zstd before version 7", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Version = 6
+		req.Topics[0].Partitions[0].Records = batchOf(t, record.Zstd, now())
+	}, kerr.UnsupportedCompressionType},
+	{"transactional batch", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		b := record.Builder{Transactional: true}
+		b.SetProducer(1, 0, 0)
+		b.Append(record.Record{Timestamp: now(), Value: []byte("v")})
+		raw, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Topics[0].Partitions[0].Records = raw
+	}, kerr.InvalidRequest},
+	{"a day ahead", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
+		req.Topics[0].Partitions[0].Records = batchOf(t, record.None, now(), now()+86400_000)
+	}, kerr.InvalidTimestamp},
+	{"not the leader", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) { f.moveLeader("orders", 0, 2, 9) }, kerr.NotLeaderForPartition},
+	{"leader lost after the check", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) {
+		f.parts[f.Image().TopicPartition("orders", 0).Group].appendErr = partition.ErrNotLeader
+	}, kerr.NotLeaderForPartition},
+}
+
 func TestProduceRefuses(t *testing.T) {
-	valid := func(t *testing.T) []byte { return batchOf(t, record.None, now()) }
-	for _, tc := range []struct {
-		name  string
-		setup func(t *testing.T, f *fakeCluster, req *kmsg.ProduceRequest)
-		want  *kerr.Error
-	}{
-		{"acks 2", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Acks = 2 }, kerr.InvalidRequiredAcks},
-		{"acks -2", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Acks = -2 }, kerr.InvalidRequiredAcks},
-		{"transactional id", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.TransactionID = ptr("t") }, kerr.InvalidRequest},
-		{"full disk", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) { f.full = true }, kerr.KafkaStorageError},
-		{"unknown topic", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) { req.Topics[0].Topic = "none" }, kerr.UnknownTopicOrPartition},
-		{"unknown partition", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Topics[0].Partitions[0].Partition = 1
-		}, kerr.UnknownTopicOrPartition},
-		{"negative partition", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Topics[0].Partitions[0].Partition = -1
-		}, kerr.UnknownTopicOrPartition},
-		{"no records", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Topics[0].Partitions[0].Records = nil
-		}, kerr.InvalidRecord},
-		{"few bytes", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Topics[0].Partitions[0].Records = make([]byte, magicAt)
-		}, kerr.CorruptMessage},
-		{"wrong checksum", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			r := req.Topics[0].Partitions[0].Records
-			r[len(r)-1] ^= 1
-		}, kerr.CorruptMessage},
-		{"two batches", func(_ *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			p := &req.Topics[0].Partitions[0]
-			p.Records = append(p.Records, p.Records...)
-		}, kerr.InvalidRecord},
-		{"old messages", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			p := &req.Topics[0].Partitions[0]
-			var err error
-			if p.Records, err = record.DownConvert(nil, p.Records, 1); err != nil {
-				t.Fatal(err)
-			}
-		}, kerr.InvalidRecord},
-		{"zstd before version 7", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Version = 6
-			req.Topics[0].Partitions[0].Records = batchOf(t, record.Zstd, now())
-		}, kerr.UnsupportedCompressionType},
-		{"transactional batch", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			b := record.Builder{Transactional: true}
-			b.SetProducer(1, 0, 0)
-			b.Append(record.Record{Timestamp: now(), Value: []byte("v")})
-			raw, err := b.Build()
-			if err != nil {
-				t.Fatal(err)
-			}
-			req.Topics[0].Partitions[0].Records = raw
-		}, kerr.InvalidRequest},
-		{"a day ahead", func(t *testing.T, _ *fakeCluster, req *kmsg.ProduceRequest) {
-			req.Topics[0].Partitions[0].Records = batchOf(t, record.None, now(), now()+86400_000)
-		}, kerr.InvalidTimestamp},
-		{"not the leader", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) { f.moveLeader("orders", 0, 2, 9) }, kerr.NotLeaderForPartition},
-		{"leader lost after the check", func(_ *testing.T, f *fakeCluster, _ *kmsg.ProduceRequest) {
-			f.parts[f.Image().TopicPartition("orders", 0).Group].appendErr = partition.ErrNotLeader
-		}, kerr.NotLeaderForPartition},
-	} {
+	for _, tc := range refusals {
 		t.Run(tc.name, func(t *testing.T) {
 			h, f := newHandler(t)
 			parts := f.topic("orders", 1, nil)
-			req := produceOf("orders", -1, valid(t))
+			req := produceOf("orders", -1, batchOf(t, record.None, now()))
 			tc.setup(t, f, req)
 			resp := roundTrip[*kmsg.ProduceResponse](t, h, req)
 			p := resp.Topics[0].Partitions[0]

@@ -131,12 +131,3 @@ func (h *Handler) dead(img *metadata.Image) []ident.NodeID {
 	}
 	return nodes
 }
-
-// nodeIDs is a list of nodes as responses carry it.
-func nodeIDs(nodes []ident.NodeID) []int32 {
-	ids := make([]int32, len(nodes))
-	for i, n := range nodes {
-		ids[i] = int32(n)
-	}
-	return ids
-}

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"sync"
 	"testing"
 
@@ -188,10 +189,89 @@ func TestReadersDuringWrites(t *testing.T) {
 	for range 3 {
 		check(t, <-fail)
 	}
-	if s := l.Stats(); s.RelocatedFrames == 0 || s.Recycled == 0 {
+	if s := l.Stats(); s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
 		t.Fatalf("%+v", s)
 	}
 	wantEntries(t, l, 6, quiet)
+}
+
+// A reader that is slow neither keeps its file from being freed nor sees it reused.
+func TestFileIsFreedUnderAReader(t *testing.T) {
+	fs := &syncFS{FS: vfs.NewCrashableMem()}
+	o := testOptions(fs)
+	o.MaxBytes, o.CacheBytes = 4*testFile, 1
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5), voter(6)}))
+	want := run(6, 2, 3, 1, 9000)
+	check(t, add(l, 6, HardState{1, 0, 4}, want))
+	gate, reading := make(chan struct{}), make(chan struct{})
+	fs.set(func() { fs.readGate, fs.reading = gate, reading })
+	type answer struct {
+		es  []Entry
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		es, err := l.Replica(6).Entries(2, 5, 1<<20)
+		got <- answer{es, err}
+	}()
+	<-reading
+	fs.set(func() { fs.readGate = nil })
+	l.Trim(6, 4)
+	fill(t, l, 5, 9)
+	if s := l.Stats(); s.Recycled == 0 || s.TotalBytes > o.MaxBytes {
+		t.Fatalf("%+v", s)
+	}
+	if _, err := fs.Stat(logPath(1)); err == nil {
+		t.Fatal("file 1 is still there")
+	}
+	gate <- struct{}{}
+	a := <-got
+	check(t, a.err)
+	check(t, sameEntries(a.es, want))
+}
+
+// A batch ends at 16 MiB, so that the buffer stays bounded.
+func TestBatchBytesAreBounded(t *testing.T) {
+	fs := &syncFS{FS: vfs.NewCrashableMem()}
+	o := testOptions(fs)
+	o.MaxBytes, o.FileBytes = 1<<30, 64<<20
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5)}))
+	gate, entered := make(chan struct{}), make(chan struct{})
+	fs.set(func() { fs.gate, fs.entered = gate, entered })
+	const n = 5
+	done := make(chan error, n+1)
+	l.Append(&Append{Replica: 5, HardState: HardState{1, 0, 1}, Done: func(err error) { done <- err }})
+	<-entered
+	data := make([]byte, 5<<20)
+	for i := range ident.Index(n) {
+		l.Append(&Append{
+			Replica: 5, HardState: HardState{1, 0, 1}, Entries: []Entry{{Index: 2 + i, Term: 1, Data: data}},
+			Done: func(err error) { done <- err },
+		})
+	}
+	fs.set(func() { fs.gate = nil })
+	gate <- struct{}{}
+	for range n + 1 {
+		check(t, <-done)
+	}
+	if s := l.Stats(); s.MaxBatchFrames != 3 {
+		t.Fatalf("%d frames of 5 MiB in one batch", s.MaxBatchFrames)
+	}
+}
+
+func TestReadAfterClose(t *testing.T) {
+	o := testOptions(vfs.NewCrashableMem())
+	o.CacheBytes = 1
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(5)}))
+	check(t, add(l, 5, HardState{1, 0, 1}, run(5, 2, 3, 1, 100)))
+	v := l.Replica(5)
+	closeLog(t, l)
+	if _, err := v.Entries(2, 4, 100); !errors.Is(err, ErrClosed) {
+		t.Fatal(err)
+	}
 }
 
 func readUntil(l *Log, id ident.ReplicaID, stop chan struct{}) error {

@@ -27,7 +27,7 @@
 // files, entry references and the byte counts of files. Readers (View) share
 // a replica's fields with it under the replica's mutex, which is never held
 // across I/O; they hold a count on the files they read, and a file with readers
-// is not recycled. Trim moves the visible first index at once, in the caller's
+// is unlinked instead of reused. Trim moves the visible first index at once, in the caller's
 // goroutine; what it frees is freed by the loop once the trim record is durable.
 //
 // # Why a crash loses nothing

@@ -156,6 +156,8 @@ type syncFS struct {
 	read    int64
 	// gate, if set, is received from before each SyncData; entered is sent to before that.
 	gate, entered chan struct{}
+	// readGate, if set, does the same for ReadAt.
+	readGate, reading chan struct{}
 }
 
 func (fs *syncFS) set(f func()) { fs.mu.Lock(); defer fs.mu.Unlock(); f() }
@@ -177,7 +179,15 @@ type syncFile struct {
 }
 
 func (f *syncFile) ReadAt(b []byte, off int64) (int, error) {
-	f.fs.set(func() { f.fs.read += int64(len(b)) })
+	var gate, reading chan struct{}
+	f.fs.set(func() {
+		f.fs.read += int64(len(b))
+		gate, reading = f.fs.readGate, f.fs.reading
+	})
+	if gate != nil {
+		reading <- struct{}{}
+		<-gate
+	}
 	return f.File.ReadAt(b, off)
 }
 

@@ -61,12 +61,8 @@ func (w *writer) total() (n int64) {
 // shows that the log exists and where its LSNs are.
 func (l *Log) freeOldest() {
 	w := &l.w
-	for len(w.files) > 1 && w.files[0].pins == 0 && w.files[0].users.Load() == 1 {
+	for len(w.files) > 1 && w.files[0].pins == 0 {
 		f := w.files[0]
-		if err := f.release(); err != nil {
-			l.fail("close "+f.path, err)
-			return
-		}
 		w.files = slices.Delete(w.files, 0, 1)
 		if err := l.freeFile(f); err != nil {
 			l.fail("free "+f.path, err)
@@ -75,11 +71,17 @@ func (l *Log) freeOldest() {
 	}
 }
 
+// freeFile keeps f for reuse or removes it. A file that is being read is removed:
+// its readers keep their handle, and nobody overwrites what they read. New
+// readers cannot come, since no reference leads to it any more.
 func (l *Log) freeFile(f *logFile) error {
 	w := &l.w
 	invariant.Point("raftlog/free-before")
-	keep := f.size == l.opts.FileBytes &&
+	keep := f.size == l.opts.FileBytes && f.users.Load() == 1 &&
 		w.total()+int64(len(w.spare)+1)*l.opts.FileBytes <= l.opts.MaxBytes
+	if err := f.release(); err != nil {
+		return err
+	}
 	if keep {
 		path := l.fs.PathJoin(l.opts.Dir, fileName(f.number, freeSuffix))
 		if err := l.fs.Rename(f.path, path); err != nil {
@@ -106,7 +108,7 @@ func (l *Log) relieve() {
 	total := w.total()
 	over := total > l.opts.MaxBytes/2
 	l.pressed.Store(over)
-	if !over || w.move != nil || len(w.files) < 2 || w.files[0].pins == 0 {
+	if !over || w.move != nil || len(w.files) < 2 {
 		return
 	}
 	oldest := w.files[0]

@@ -497,3 +497,85 @@ func TestFrameOutOfOrderIsNone(t *testing.T) {
 		t.Fatalf("%d frames, want %d; bad %+v", len(res.frames), n, res.bad)
 	}
 }
+
+// handmade is a file with these frames; LSNs and sizes are given here.
+func handmade(t *testing.T, frames []frame) *vfs.MemFS {
+	t.Helper()
+	h := fileHeader{store: testStore, number: 1, epoch: fuzzEpoch, size: testFile, firstLSN: 1}
+	b := make([]byte, dataOffset)
+	copy(b, h.encode())
+	for i := range frames {
+		f := &frames[i]
+		f.lsn, f.durable = uint64(i+1), uint64(i)
+		if n := len(f.entries); n > 0 {
+			f.first, f.n, f.lastTerm = f.entries[0].Index, uint32(n), f.entries[n-1].Term
+		}
+		f.size = frameSize(f.bodyBytes())
+		b = appendFrame(b, f, h.epoch)
+	}
+	return disk(t, map[string][]byte{logPath(1): b})
+}
+
+// What no correct history leaves behind is quarantined, not believed.
+func TestImpossibleStatesAreQuarantined(t *testing.T) {
+	c := voter(5)
+	create := frame{kind: kindCreate, flags: hasCreation, replica: 5, creation: &c}
+	entries := func(first ident.Index, hs HardState) frame {
+		return frame{kind: kindAppend, flags: hasHardState, replica: 5, hs: hs, entries: run(5, first, 2, 1, 10)}
+	}
+	for _, tc := range []struct {
+		frames []frame
+		want   string // "" = fine
+	}{
+		{[]frame{create, entries(2, HardState{1, 0, 3})}, ""},
+		{[]frame{create, entries(3, HardState{1, 0, 1})}, "entries 2 to 2 are missing"},
+		{[]frame{create, entries(2, HardState{1, 0, 1}), entries(9, HardState{1, 0, 1})}, "entries 4 to 8 are missing"},
+		{[]frame{create, entries(2, HardState{1, 0, 4})}, "commit 4, last index 3"},
+		{[]frame{entries(1, HardState{1, 0, 1})}, "no creation record"},
+	} {
+		q := open(t, handmade(t, tc.frames)).Recovery().Quarantined
+		if (len(q) == 0) != (tc.want == "") || len(q) > 0 && !strings.Contains(q[0].Err.Error(), tc.want) {
+			t.Errorf("%+v, want %q", q, tc.want)
+		}
+	}
+}
+
+// A damaged node record matters only if it is the latest.
+func TestDamagedNodeRecord(t *testing.T) {
+	node := func(s string) frame { return frame{kind: kindNode, flags: hasBlob, blob: []byte(s)} }
+	for damaged := range 2 {
+		fs := handmade(t, []frame{node("a"), node("b"), {kind: kindRemove, replica: 9}})
+		file := readFile(t, fs, logPath(1))
+		file[frameOffsets(t, file)[damaged]+84] ^= 1
+		l, err := Open(testOptions(disk(t, map[string][]byte{logPath(1): file})))
+		if damaged == 1 {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		check(t, err)
+		if string(l.NodeBlob()) != "b" {
+			t.Fatalf("%q", l.NodeBlob())
+		}
+		closeLog(t, l)
+	}
+}
+
+// A file that was about to be freed and is back under both names after a crash is the log's.
+func TestFreedFileUnderBothNames(t *testing.T) {
+	file, _ := damagedLog(t)
+	fs := disk(t, map[string][]byte{logPath(1): file, testDir + "/00000001.free": file, testDir + "/00000007.new": nil})
+	l := open(t, fs)
+	if q := l.Recovery().Quarantined; len(q) > 0 || l.Replica(5).LastIndex() != 4 {
+		t.Fatalf("%+v", q)
+	}
+	if s := l.Stats(); s.Spare != 0 {
+		t.Fatalf("%+v", s)
+	}
+	names, err := vfs.List(fs, testDir)
+	check(t, err)
+	if len(names) != 1 {
+		t.Fatal(names)
+	}
+}

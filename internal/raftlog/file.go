@@ -118,7 +118,7 @@ func parseFileName(name, suffix string) (uint64, bool) {
 func newEpoch() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
-	return binary.LittleEndian.Uint64(b[:])
+	return binary.BigEndian.Uint64(b[:])
 }
 
 // makeFile creates the file h describes, from spare (a path) unless that is "".

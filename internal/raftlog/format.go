@@ -25,7 +25,7 @@ const (
 
 // Frame layout.
 const (
-	frameMagic       = 0x314d5246 // "FRM1"
+	frameMagic       = 0x46524d31 // "FRM1"
 	frameHeaderBytes = 80
 	frameAlign       = 8
 	entryHeaderBytes = 13
@@ -76,15 +76,15 @@ type fileHeader struct {
 func (h *fileHeader) encode() []byte {
 	b := make([]byte, 0, fileHeaderBytes)
 	b = append(b, fileMagic...)
-	b = binary.LittleEndian.AppendUint32(b, formatVersion)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.BigEndian.AppendUint32(b, formatVersion)
+	b = binary.BigEndian.AppendUint32(b, 0)
 	b = append(b, h.store[:]...)
-	b = binary.LittleEndian.AppendUint64(b, h.number)
-	b = binary.LittleEndian.AppendUint64(b, h.epoch)
-	b = binary.LittleEndian.AppendUint64(b, uint64(h.size))
-	b = binary.LittleEndian.AppendUint64(b, h.firstLSN)
-	b = binary.LittleEndian.AppendUint64(b, h.prevLast)
-	return binary.LittleEndian.AppendUint32(b, checksum(b))
+	b = binary.BigEndian.AppendUint64(b, h.number)
+	b = binary.BigEndian.AppendUint64(b, h.epoch)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.size))
+	b = binary.BigEndian.AppendUint64(b, h.firstLSN)
+	b = binary.BigEndian.AppendUint64(b, h.prevLast)
+	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
 func decodeFileHeader(b []byte) (fileHeader, error) {
@@ -93,18 +93,18 @@ func decodeFileHeader(b []byte) (fileHeader, error) {
 		return h, fmt.Errorf("%w: not a raftlog file header", errFormat)
 	}
 	const sum = 72
-	if checksum(b[:sum]) != binary.LittleEndian.Uint32(b[sum:]) {
+	if checksum(b[:sum]) != binary.BigEndian.Uint32(b[sum:]) {
 		return h, fmt.Errorf("%w: file header checksum", errFormat)
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != formatVersion {
+	if v := binary.BigEndian.Uint32(b[8:]); v != formatVersion {
 		return h, fmt.Errorf("%w: file format version %d, this program knows %d", errFormat, v, formatVersion)
 	}
 	copy(h.store[:], b[16:32])
-	h.number = binary.LittleEndian.Uint64(b[32:])
-	h.epoch = binary.LittleEndian.Uint64(b[40:])
-	h.size = int64(binary.LittleEndian.Uint64(b[48:]))
-	h.firstLSN = binary.LittleEndian.Uint64(b[56:])
-	h.prevLast = binary.LittleEndian.Uint64(b[64:])
+	h.number = binary.BigEndian.Uint64(b[32:])
+	h.epoch = binary.BigEndian.Uint64(b[40:])
+	h.size = int64(binary.BigEndian.Uint64(b[48:]))
+	h.firstLSN = binary.BigEndian.Uint64(b[56:])
+	h.prevLast = binary.BigEndian.Uint64(b[64:])
 	if h.size < dataOffset || h.size > maxFileBytes || h.firstLSN <= h.prevLast {
 		return h, fmt.Errorf("%w: file header fields", errFormat)
 	}
@@ -123,12 +123,12 @@ type seal struct {
 func (s *seal) encode() []byte {
 	b := make([]byte, 0, sealBytes)
 	b = append(b, sealMagic...)
-	b = binary.LittleEndian.AppendUint64(b, s.epoch)
-	b = binary.LittleEndian.AppendUint64(b, uint64(s.footerOff))
-	b = binary.LittleEndian.AppendUint64(b, uint64(s.footerLen))
-	b = binary.LittleEndian.AppendUint64(b, s.lastLSN)
-	b = binary.LittleEndian.AppendUint32(b, s.footerCRC)
-	return binary.LittleEndian.AppendUint32(b, checksum(b))
+	b = binary.BigEndian.AppendUint64(b, s.epoch)
+	b = binary.BigEndian.AppendUint64(b, uint64(s.footerOff))
+	b = binary.BigEndian.AppendUint64(b, uint64(s.footerLen))
+	b = binary.BigEndian.AppendUint64(b, s.lastLSN)
+	b = binary.BigEndian.AppendUint32(b, s.footerCRC)
+	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
 // decodeSeal returns false for anything that is not a seal of a file with this
@@ -137,14 +137,14 @@ func decodeSeal(b []byte, h *fileHeader) (seal, bool) {
 	var s seal
 	const sum = sealBytes - 4
 	if len(b) < sealBytes || string(b[:8]) != sealMagic ||
-		checksum(b[:sum]) != binary.LittleEndian.Uint32(b[sum:]) {
+		checksum(b[:sum]) != binary.BigEndian.Uint32(b[sum:]) {
 		return s, false
 	}
-	s.epoch = binary.LittleEndian.Uint64(b[8:])
-	s.footerOff = int64(binary.LittleEndian.Uint64(b[16:]))
-	s.footerLen = int64(binary.LittleEndian.Uint64(b[24:]))
-	s.lastLSN = binary.LittleEndian.Uint64(b[32:])
-	s.footerCRC = binary.LittleEndian.Uint32(b[40:])
+	s.epoch = binary.BigEndian.Uint64(b[8:])
+	s.footerOff = int64(binary.BigEndian.Uint64(b[16:]))
+	s.footerLen = int64(binary.BigEndian.Uint64(b[24:]))
+	s.lastLSN = binary.BigEndian.Uint64(b[32:])
+	s.footerCRC = binary.BigEndian.Uint32(b[40:])
 	ok := s.epoch == h.epoch && s.footerOff >= dataOffset && s.footerOff <= h.size &&
 		s.footerLen >= 0 && s.footerLen <= h.size-s.footerOff && s.lastLSN+1 >= h.firstLSN
 	return s, ok
@@ -220,32 +220,32 @@ func frameSize(n int64) int64 {
 // appendFrame encodes f with its entries behind dst. f.size must be set by frameSize.
 func appendFrame(dst []byte, f *frame, epoch uint64) []byte {
 	start := len(dst)
-	le := binary.LittleEndian
+	be := binary.BigEndian
 	body := uint32(f.bodyBytes())
-	dst = le.AppendUint32(dst, frameMagic)
-	dst = le.AppendUint32(dst, body)
+	dst = be.AppendUint32(dst, frameMagic)
+	dst = be.AppendUint32(dst, body)
 	dst = append(dst, f.kind, f.flags, 0, 0)
-	dst = le.AppendUint32(dst, f.n)
-	dst = le.AppendUint64(dst, f.lsn)
-	dst = le.AppendUint64(dst, f.durable)
-	dst = le.AppendUint64(dst, epoch)
-	dst = le.AppendUint64(dst, uint64(f.group))
-	dst = le.AppendUint64(dst, uint64(f.replica))
-	dst = le.AppendUint64(dst, uint64(f.first))
-	dst = le.AppendUint64(dst, uint64(f.lastTerm))
-	dst = le.AppendUint32(dst, checksum(dst[start:]))
-	dst = le.AppendUint32(dst, 0) // the frame's checksum, below
+	dst = be.AppendUint32(dst, f.n)
+	dst = be.AppendUint64(dst, f.lsn)
+	dst = be.AppendUint64(dst, f.durable)
+	dst = be.AppendUint64(dst, epoch)
+	dst = be.AppendUint64(dst, uint64(f.group))
+	dst = be.AppendUint64(dst, uint64(f.replica))
+	dst = be.AppendUint64(dst, uint64(f.first))
+	dst = be.AppendUint64(dst, uint64(f.lastTerm))
+	dst = be.AppendUint32(dst, checksum(dst[start:]))
+	dst = be.AppendUint32(dst, 0) // the frame's checksum, below
 	dst = appendSections(dst, f)
 	for i := range f.entries {
 		e := &f.entries[i]
-		dst = le.AppendUint32(dst, uint32(len(e.Data)))
+		dst = be.AppendUint32(dst, uint32(len(e.Data)))
 		dst = append(dst, e.Type)
-		dst = le.AppendUint64(dst, uint64(e.Term))
+		dst = be.AppendUint64(dst, uint64(e.Term))
 		dst = append(dst, e.Data...)
 	}
 	sum := checksum(dst[start : start+76])
 	sum = crc32.Update(sum, castagnoli, dst[start+frameHeaderBytes:])
-	le.PutUint32(dst[start+76:], sum)
+	be.PutUint32(dst[start+76:], sum)
 	for int64(len(dst)-start) < f.size {
 		dst = append(dst, 0)
 	}
@@ -253,60 +253,60 @@ func appendFrame(dst []byte, f *frame, epoch uint64) []byte {
 }
 
 func appendSections(dst []byte, f *frame) []byte {
-	le := binary.LittleEndian
+	be := binary.BigEndian
 	if f.flags&hasHardState != 0 {
-		dst = le.AppendUint64(dst, uint64(f.hs.Term))
-		dst = le.AppendUint64(dst, uint64(f.hs.Vote))
-		dst = le.AppendUint64(dst, uint64(f.hs.Commit))
+		dst = be.AppendUint64(dst, uint64(f.hs.Term))
+		dst = be.AppendUint64(dst, uint64(f.hs.Vote))
+		dst = be.AppendUint64(dst, uint64(f.hs.Commit))
 	}
 	if f.flags&hasInstall != 0 {
-		dst = le.AppendUint64(dst, uint64(f.install.Index))
-		dst = le.AppendUint64(dst, uint64(f.install.Term))
-		dst = le.AppendUint64(dst, f.install.Generation)
+		dst = be.AppendUint64(dst, uint64(f.install.Index))
+		dst = be.AppendUint64(dst, uint64(f.install.Term))
+		dst = be.AppendUint64(dst, f.install.Generation)
 		dst = appendBytes(dst, f.install.ConfState)
 	}
 	if f.flags&hasCreation != 0 {
-		dst = le.AppendUint64(dst, uint64(f.creation.CreatedAt))
-		dst = le.AppendUint64(dst, uint64(f.creation.First))
-		dst = le.AppendUint64(dst, uint64(f.creation.FirstTerm))
+		dst = be.AppendUint64(dst, uint64(f.creation.CreatedAt))
+		dst = be.AppendUint64(dst, uint64(f.creation.First))
+		dst = be.AppendUint64(dst, uint64(f.creation.FirstTerm))
 		dst = appendBytes(dst, f.creation.Info)
 	}
 	if f.flags&hasBase != 0 {
-		dst = le.AppendUint64(dst, uint64(f.base))
-		dst = le.AppendUint64(dst, uint64(f.baseTerm))
+		dst = be.AppendUint64(dst, uint64(f.base))
+		dst = be.AppendUint64(dst, uint64(f.baseTerm))
 	}
 	if f.flags&hasBlob != 0 {
 		dst = appendBytes(dst, f.blob)
 	}
 	if f.flags&hasDamage != 0 {
-		dst = append(le.AppendUint32(dst, uint32(len(f.damage))), f.damage...)
+		dst = append(be.AppendUint32(dst, uint32(len(f.damage))), f.damage...)
 	}
 	return dst
 }
 
 func appendBytes(dst, b []byte) []byte {
-	return append(binary.LittleEndian.AppendUint32(dst, uint32(len(b))), b...)
+	return append(binary.BigEndian.AppendUint32(dst, uint32(len(b))), b...)
 }
 
 // decodeFrameHeader reads the fixed part. It checks the header's own checksum,
 // so that a frame with a damaged body still tells its length and owner.
 func decodeFrameHeader(b []byte, epoch uint64) (f frame, body int64, err error) {
-	le := binary.LittleEndian
-	if len(b) < frameHeaderBytes || le.Uint32(b) != frameMagic || le.Uint64(b[32:]) != epoch {
+	be := binary.BigEndian
+	if len(b) < frameHeaderBytes || be.Uint32(b) != frameMagic || be.Uint64(b[32:]) != epoch {
 		return f, 0, fmt.Errorf("%w: no frame of this file", errFormat)
 	}
-	if checksum(b[:72]) != le.Uint32(b[72:]) {
+	if checksum(b[:72]) != be.Uint32(b[72:]) {
 		return f, 0, fmt.Errorf("%w: frame header checksum", errFormat)
 	}
-	body = int64(le.Uint32(b[4:]))
+	body = int64(be.Uint32(b[4:]))
 	f.kind, f.flags = b[8], b[9]
-	f.n = le.Uint32(b[12:])
-	f.lsn = le.Uint64(b[16:])
-	f.durable = le.Uint64(b[24:])
-	f.group = ident.GroupID(le.Uint64(b[40:]))
-	f.replica = ident.ReplicaID(le.Uint64(b[48:]))
-	f.first = ident.Index(le.Uint64(b[56:]))
-	f.lastTerm = ident.Term(le.Uint64(b[64:]))
+	f.n = be.Uint32(b[12:])
+	f.lsn = be.Uint64(b[16:])
+	f.durable = be.Uint64(b[24:])
+	f.group = ident.GroupID(be.Uint64(b[40:]))
+	f.replica = ident.ReplicaID(be.Uint64(b[48:]))
+	f.first = ident.Index(be.Uint64(b[56:]))
+	f.lastTerm = ident.Term(be.Uint64(b[64:]))
 	f.size = frameSize(body)
 	if f.size > maxFrameBytes || f.lsn == 0 || f.durable >= f.lsn {
 		return f, 0, fmt.Errorf("%w: frame header fields", errFormat)
@@ -326,7 +326,7 @@ func decodeFrame(b []byte, epoch uint64, entries bool) (frame, error) {
 	}
 	sum := checksum(b[:76])
 	sum = crc32.Update(sum, castagnoli, b[frameHeaderBytes:frameHeaderBytes+body])
-	if sum != binary.LittleEndian.Uint32(b[76:]) {
+	if sum != binary.BigEndian.Uint32(b[76:]) {
 		return f, fmt.Errorf("%w: frame checksum", errFormat)
 	}
 	c := cursor{b: b[frameHeaderBytes : frameHeaderBytes+body]}
@@ -465,14 +465,14 @@ func (c *cursor) u8() uint8 {
 
 func (c *cursor) u32() uint32 {
 	if v := c.take(4); v != nil {
-		return binary.LittleEndian.Uint32(v)
+		return binary.BigEndian.Uint32(v)
 	}
 	return 0
 }
 
 func (c *cursor) u64() uint64 {
 	if v := c.take(8); v != nil {
-		return binary.LittleEndian.Uint64(v)
+		return binary.BigEndian.Uint64(v)
 	}
 	return 0
 }

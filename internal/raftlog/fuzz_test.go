@@ -15,7 +15,7 @@ import (
 
 const fuzzEpoch = 0x1122334455667788
 
-var le = binary.LittleEndian
+var be = binary.BigEndian
 
 // allKinds has a frame of each kind with everything it can carry.
 func allKinds() []frame {
@@ -93,11 +93,11 @@ func resum(b []byte) {
 	if n := padded(b) - frameHeaderBytes; n < body {
 		body = n
 	}
-	le.PutUint32(b, frameMagic)
-	le.PutUint64(b[32:], fuzzEpoch)
-	le.PutUint32(b[4:], uint32(body))
-	le.PutUint32(b[72:], checksum(b[:72]))
-	le.PutUint32(b[76:], checksum(slices.Concat(b[:76], b[80:80+body])))
+	be.PutUint32(b, frameMagic)
+	be.PutUint64(b[32:], fuzzEpoch)
+	be.PutUint32(b[4:], uint32(body))
+	be.PutUint32(b[72:], checksum(b[:72]))
+	be.PutUint32(b[76:], checksum(slices.Concat(b[:76], b[80:80+body])))
 }
 
 func FuzzDecodeFrame(f *testing.F) {
@@ -228,7 +228,7 @@ func FuzzOpenFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, at uint16, flip uint64, length uint16) {
 		b = slices.Clone(b[:min(len(b), int(length))])
 		if int(at)+8 <= len(b) {
-			le.PutUint64(b[at:], le.Uint64(b[at:])^flip)
+			be.PutUint64(b[at:], be.Uint64(b[at:])^flip)
 		}
 		fs := disk(t, map[string][]byte{logPath(1): b})
 		dumpErr := Dump(fs, logPath(1), io.Discard)

@@ -182,11 +182,11 @@ func TestDroppedStaysDropped(t *testing.T) {
 
 // setDurable changes durable_upto of the frame at the start of b.
 func setDurable(b []byte, lsn uint64) {
-	binary.LittleEndian.PutUint64(b[24:], lsn)
-	binary.LittleEndian.PutUint32(b[72:], checksum(b[:72]))
-	body := binary.LittleEndian.Uint32(b[4:])
+	binary.BigEndian.PutUint64(b[24:], lsn)
+	binary.BigEndian.PutUint32(b[72:], checksum(b[:72]))
+	body := binary.BigEndian.Uint32(b[4:])
 	whole := slices.Concat(b[:76], b[80:80+body])
-	binary.LittleEndian.PutUint32(b[76:], checksum(whole))
+	binary.BigEndian.PutUint32(b[76:], checksum(whole))
 }
 
 // damagedLog is an unsealed file with appends of two replicas in separate batches.
@@ -256,7 +256,7 @@ func TestBitFlips(t *testing.T) {
 }
 
 // padded returns where the padding of the frame at the start of b begins.
-func padded(b []byte) int64 { return frameHeaderBytes + int64(binary.LittleEndian.Uint32(b[4:])) }
+func padded(b []byte) int64 { return frameHeaderBytes + int64(binary.BigEndian.Uint32(b[4:])) }
 
 func wantCorrupt(t *testing.T, at int64, err error, off int64) {
 	t.Helper()
@@ -405,7 +405,7 @@ func TestRecycledFileHidesOldFrames(t *testing.T) {
 	end := res.end()
 	old := 0
 	for off := end &^ 7; off < int64(len(b))-frameHeaderBytes; off += 8 {
-		epoch := binary.LittleEndian.Uint64(b[off+32:])
+		epoch := binary.BigEndian.Uint64(b[off+32:])
 		if _, err := decodeFrame(b[off:], epoch, false); err == nil && epoch != h.epoch {
 			old++
 		}

@@ -79,13 +79,13 @@ func scan(data []byte, h *fileHeader) scanResult {
 			return res
 		}
 		off = next
-		lsn = binary.LittleEndian.Uint64(data[off+16:])
+		lsn = binary.BigEndian.Uint64(data[off+16:])
 	}
 }
 
 // startsFrame tells whether b begins like a frame with this epoch.
 func startsFrame(b []byte, epoch uint64) bool {
-	return len(b) >= frameHeaderBytes && (binary.LittleEndian.Uint32(b) == frameMagic && binary.LittleEndian.Uint64(b[32:]) == epoch)
+	return len(b) >= frameHeaderBytes && (binary.BigEndian.Uint32(b) == frameMagic && binary.BigEndian.Uint64(b[32:]) == epoch)
 }
 
 // resync returns the offset of the first valid frame behind off with an LSN of at
@@ -93,7 +93,7 @@ func startsFrame(b []byte, epoch uint64) bool {
 // find as good as impossible; it is also what is searched for.
 func resync(data []byte, off int64, lsn uint64, epoch uint64) int64 {
 	const epochAt = 32
-	pattern := binary.LittleEndian.AppendUint64(nil, epoch)
+	pattern := binary.BigEndian.AppendUint64(nil, epoch)
 	for from := off + frameAlign + epochAt; from < int64(len(data)); {
 		i := bytes.Index(data[from:], pattern)
 		if i < 0 {

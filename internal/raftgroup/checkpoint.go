@@ -222,7 +222,7 @@ func (r *Replica) tellCheckpoint(err error) {
 // (rule 13), and trims the log behind it. Runs on the raft worker.
 func (r *Replica) published(c *checkpoint) {
 	rs := &r.rs
-	if rs.state == StateQuarantined || rs.state == StateStopped || c.gen != rs.gen || rs.ckpt != nil && c.index <= rs.ckpt.index {
+	if r.ended() || c.gen != rs.gen || rs.ckpt != nil && c.index <= rs.ckpt.index {
 		return
 	}
 	rs.ckpt = c
@@ -256,7 +256,7 @@ func (c *checkpoint) raftSnapshot() *pb.Snapshot {
 // what raft knows as applied (correctness rule 10).
 func (r *Replica) trim() {
 	rs := &r.rs
-	if rs.state == StateQuarantined || rs.state == StateStopped || rs.ckpt == nil || rs.ckpt.index < rs.st.first {
+	if r.ended() || rs.ckpt == nil || rs.ckpt.index < rs.st.first {
 		return
 	}
 	in := snapshot.TrimInput{

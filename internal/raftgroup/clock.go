@@ -23,7 +23,7 @@ type catchUp struct {
 
 // stepItem takes a piece of a peer's frame.
 func (r *Replica) stepItem(o *outbox, it *item) {
-	if r.rs.state == StateQuarantined || !r.admit(it) {
+	if r.ended() || !r.admit(it) {
 		return
 	}
 	switch it.kind {
@@ -99,7 +99,7 @@ func (r *Replica) forgetCommit() {
 
 // stepClock takes ticks and what the host's events ask for.
 func (r *Replica) stepClock(o *outbox, in *inbox) {
-	if r.rs.state == StateQuarantined {
+	if r.ended() {
 		return
 	}
 	if in.flags&(flagStart|flagPeers) != 0 && r.released.Load() {

@@ -27,7 +27,8 @@ type Host struct {
 	log    *slog.Logger
 	raft   *pool[*Replica]
 	apply  *pool[*Replica]
-	bg     *background
+	bg     *background // writes checkpoints
+	pins   *background // opens checkpoints to offer them; never waits behind a write
 	timers *timers
 	choose Chooser
 
@@ -57,6 +58,7 @@ func NewHost(opt Options) (*Host, error) {
 		up:        make(map[ident.NodeID]transport.PeerInfo),
 		timers:    newTimers(),
 		bg:        newBackground(opt.Policy.MaxConcurrent),
+		pins:      newBackground(1),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.raft = newPool(opt.Workers+1, func() func([]*Replica) {
@@ -124,7 +126,8 @@ func (p *Policy) complete() {
 }
 
 // OpenAll opens every replica the raftlog has a creation of. A replica whose
-// state cannot be read is quarantined and does not fail the call. Replicas wait
+// state cannot be read is quarantined and does not fail the call; a full disk
+// does, since it says nothing about the replica (correctness rule 31). Replicas wait
 // for Start. choose is kept for Create.
 func (h *Host) OpenAll(choose Chooser) error {
 	h.mu.Lock()
@@ -180,11 +183,16 @@ func (h *Host) Create(specs []Spec) error {
 	if !ready {
 		return fmt.Errorf("raftgroup: create: %w", ErrStopped)
 	}
-	if len(cs) == 0 {
-		return nil
+	var fresh []raftlog.Creation
+	for _, c := range cs {
+		if h.opt.Log.Replica(c.Replica) == nil { // else an earlier Create was durable and opening it failed
+			fresh = append(fresh, c)
+		}
 	}
-	if err := h.opt.Log.Create(cs); err != nil {
-		return fmt.Errorf("raftgroup: create %d replicas: %w", len(cs), err)
+	if len(fresh) > 0 {
+		if err := h.opt.Log.Create(fresh); err != nil {
+			return fmt.Errorf("raftgroup: create %d replicas: %w", len(fresh), err)
+		}
 	}
 	return h.openEach(cs)
 }

@@ -162,7 +162,7 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 	rc := &rs.recv
 	failed := rc.current
 	rc.busy, rc.current = false, nil
-	if rs.state == StateQuarantined || rs.state == StateStopped {
+	if r.ended() {
 		return
 	}
 	if next := rc.next; next != nil && err != nil {
@@ -263,7 +263,7 @@ func (r *Replica) installState(inst *install) bool {
 // installed ends the transfer on the raft worker.
 func (r *Replica) installed(o *outbox, inst *install) {
 	rs := &r.rs
-	if rs.state == StateQuarantined || rs.state == StateStopped {
+	if r.ended() {
 		return
 	}
 	rs.recv.installing = false
@@ -305,7 +305,7 @@ func (r *Replica) wantNoSnapshot() {
 		}
 		r.postLocal(localEvent{fn: func(*outbox) {
 			rc.busy = false
-			if next := rc.next; next != nil && r.rs.state != StateQuarantined && r.rs.state != StateStopped {
+			if next := rc.next; next != nil && !r.ended() {
 				rc.next = nil
 				r.fetch(*next)
 			}

@@ -10,7 +10,7 @@ import (
 // quarantine ends the replica's part in its group for good: it never votes,
 // ticks or answers again under this id. Runs on the raft worker.
 func (r *Replica) quarantine(err error) {
-	if r.rs.state == StateQuarantined || r.rs.state == StateStopped {
+	if r.ended() {
 		return
 	}
 	r.log.Error("quarantined replica", "err", err)
@@ -86,10 +86,10 @@ func (r *Replica) finish() {
 		return
 	}
 	r.waiters.fail(0, ErrStopped)
-	r.h.loops.Go(func() {
+	go func() {
 		r.fetches.Wait()
-		close(r.done)
-	})
+		close(r.done) // Host.Stop and Remove wait for it
+	}()
 }
 
 // failApply quarantines from the apply worker.

@@ -71,7 +71,7 @@ func (r *Replica) offerSnapshot(m *pb.Message) {
 	of.heard = time.Now()
 	of.index = ident.Index(m.GetSnapshot().GetMetadata().GetIndex())
 	seq := of.seq
-	pin := func() { r.h.bg.run(func() { r.pin(to, seq) }) }
+	pin := func() { r.pin(to, seq) }
 	if of.attempts == 1 {
 		pin()
 		return
@@ -79,18 +79,15 @@ func (r *Replica) offerSnapshot(m *pb.Message) {
 	r.h.timers.after(min(offerBackoff<<min(of.attempts-2, 10), offerBackoffMax), pin)
 }
 
-// pin runs in the background.
+// pin has the checkpoint pinned in the background, unless the attempt is void by then.
 func (r *Replica) pin(to ident.ReplicaID, seq uint64) {
-	if r.dying.Load() {
-		return
-	}
 	r.postLocal(localEvent{fn: func(*outbox) {
 		node := r.nodeOf(uint64(to))
-		if of := r.rs.offers[to]; of == nil || of.seq != seq || r.rs.ckpt == nil || r.rs.state == StateQuarantined {
+		if of := r.rs.offers[to]; of == nil || of.seq != seq || r.rs.ckpt == nil || r.ended() {
 			return
 		}
 		dir := snapshot.GenDir(r.base, r.rs.gen)
-		r.h.bg.run(func() {
+		r.h.pins.run(func() {
 			p, err := r.h.opt.Server.Pin(r.spec.Group, r.spec.Replica, dir, node)
 			r.postLocal(localEvent{fn: func(o *outbox) { r.pinned(o, to, seq, p, err) }})
 		})

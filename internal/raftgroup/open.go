@@ -62,7 +62,7 @@ func specOf(c raftlog.Creation) (Spec, error) {
 }
 
 // open makes a created replica known. What cannot be read quarantines it; an
-// error is returned only if it is known already or the host stops.
+// error is returned only if it is known already, the host stops or the disk is full.
 func (h *Host) open(c raftlog.Creation) error {
 	spec, err := specOf(c)
 	if err != nil {
@@ -71,6 +71,9 @@ func (h *Host) open(c raftlog.Creation) error {
 	r := h.newReplica(spec)
 	if err == nil {
 		err = r.load(c)
+	}
+	if vfs.IsNoSpace(err) {
+		return fmt.Errorf("raftgroup: open %s: %w", spec.Name, err)
 	}
 	if err != nil {
 		r.openFailed(err)
@@ -238,8 +241,12 @@ func (r *Replica) checkLog(c raftlog.Creation) error {
 		return fmt.Errorf("term before the log's first index %d: %w", first, err)
 	}
 	if a.index >= first-1 && a.ckpt.has {
-		if t, err := rs.view.Term(a.index); err != nil || t != a.term {
-			return fmt.Errorf("%w: the log has term %d at the checkpoint's index %d, the checkpoint %d (%w)", ErrCorrupt, t, a.index, a.term, err)
+		t, err := rs.view.Term(a.index)
+		if err != nil {
+			return fmt.Errorf("term at the checkpoint's index %d: %w", a.index, err)
+		}
+		if t != a.term {
+			return fmt.Errorf("%w: the log has term %d at index %d, the checkpoint %d", ErrCorrupt, t, a.index, a.term)
 		}
 	}
 	rs.durable = rs.hs

@@ -26,14 +26,13 @@ func (r *Replica) pass(o *outbox) {
 	defer func() {
 		if p := recover(); p != nil {
 			r.recovered(p)
+			r.refuse(in, r.closedError())
 		}
 	}()
-	if r.rs.state == StateQuarantined || r.rs.state == StateStopped {
+	if r.ended() {
 		r.refuse(in, r.closedError())
-		for _, ev := range in.local {
-			if ev.fn != nil {
-				ev.fn(o)
-			}
+		for i := range in.local {
+			r.stepLocal(o, &in.local[i])
 		}
 		return
 	}
@@ -41,7 +40,9 @@ func (r *Replica) pass(o *outbox) {
 		r.rs.now = in.now
 	}
 	r.stepProposals(in.props)
-	r.stepReads(in.reads)
+	reads := in.reads
+	in.reads = nil
+	r.stepReads(reads)
 	for i := range in.items {
 		r.stepItem(o, &in.items[i])
 	}
@@ -55,10 +56,18 @@ func (r *Replica) pass(o *outbox) {
 	r.settle(in)
 }
 
-// refuse answers what a closed replica's inbox held.
+// ended: nothing is stepped, sent or stored any more. Once quarantined, a
+// replica must not even send what the same pass made raft say.
+func (r *Replica) ended() bool {
+	return r.rs.state == StateQuarantined || r.rs.state == StateStopped
+}
+
+// refuse answers what a closed replica's inbox held and nobody took.
 func (r *Replica) refuse(in *inbox, err error) {
 	for _, p := range in.props {
-		p.w.Applied(0, 0, nil, err)
+		if p.w != nil {
+			p.w.Applied(0, 0, nil, err)
+		}
 	}
 	for _, q := range in.reads {
 		q.done(0, err)
@@ -87,9 +96,7 @@ func (r *Replica) stepProposals(props []proposal) {
 		return
 	}
 	if !r.serving.Load() {
-		for _, p := range props {
-			p.w.Applied(0, 0, nil, ErrNotLeader)
-		}
+		refuseRun(props, ErrNotLeader)
 		return
 	}
 	for from := 0; from < len(props); {
@@ -103,6 +110,16 @@ func (r *Replica) stepProposals(props []proposal) {
 		}
 		r.stepRun(props[from:to])
 		from = to
+	}
+}
+
+// refuseRun tells proposals that were not appended. Each is forgotten first, so
+// that a panic tells nobody twice.
+func refuseRun(run []proposal, err error) {
+	for i := range run {
+		w := run[i].w
+		run[i].w = nil
+		w.Applied(0, 0, nil, err)
 	}
 }
 
@@ -121,12 +138,12 @@ func (r *Replica) stepRun(run []proposal) {
 	}
 	id := uint64(r.spec.Replica)
 	if err := rs.rn.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: &id, Entries: es}); err != nil {
-		for _, p := range run {
-			p.w.Applied(0, 0, nil, ErrBusy)
-		}
+		refuseRun(run, ErrBusy)
 		return
 	}
-	for _, p := range run {
+	for i := range run {
+		p := run[i]
+		run[i].w = nil
 		rs.last++
 		pd := pending{index: rs.last, term: rs.hs.Term, w: p.w, size: len(p.data), min: p.opt.MinReplicas, conf: p.conf}
 		if !p.opt.Deadline.IsZero() {
@@ -139,6 +156,12 @@ func (r *Replica) stepRun(run []proposal) {
 // stepLocal takes an event of this node's storage or apply.
 func (r *Replica) stepLocal(o *outbox, ev *localEvent) {
 	rs := &r.rs
+	if r.ended() {
+		if ev.fn != nil {
+			ev.fn(o)
+		}
+		return
+	}
 	if ev.durable != nil {
 		rs.durable = *ev.durable
 	}
@@ -164,7 +187,7 @@ func (r *Replica) stepLocal(o *outbox, ev *localEvent) {
 // handleReady hands on everything raft has ready.
 func (r *Replica) handleReady(o *outbox) {
 	rs := &r.rs
-	for rs.rn.HasReady() {
+	for !r.ended() && rs.rn.HasReady() {
 		rd := rs.rn.Ready()
 		rs.dirty = true
 		if !raft.IsEmptyHardState(rd.HardState) {
@@ -201,7 +224,7 @@ func (r *Replica) softState(ss *raft.SoftState) {
 	}
 	if rs.role == raft.StateLeader && was != raft.StateLeader {
 		rs.termStart = 0
-		rs.camp.attempts = 0
+		r.heardCommit(rs.last) // what a leader finds in its log is what it had to catch up with
 	}
 	if rs.lead != raft.None {
 		rs.camp.attempts = 0
@@ -270,6 +293,9 @@ func (r *Replica) ownEntries(es []*pb.Entry) {
 // settle is the end of a pass: what follows from all that was stepped.
 func (r *Replica) settle(in *inbox) {
 	rs := &r.rs
+	if r.ended() {
+		return
+	}
 	if rs.role == raft.StateLeader && rs.termStart > 0 && !r.serving.Load() && r.applied.Load() >= uint64(rs.termStart) {
 		r.serving.Store(true)
 		rs.dirty = true

@@ -30,6 +30,7 @@ func (h *Host) Stop(ctx context.Context) error {
 		<-r.done
 	}
 	h.loops.Wait()
+	h.pins.close()
 	h.bg.close()
 	h.timers.close()
 	h.apply.close()

@@ -129,6 +129,8 @@ func (b *Broker) supervise(ctx context.Context, s *session) {
 			if s, err = b.renew(s); err == nil {
 				continue
 			}
+		} else if cerr := s.store.Close(); err == nil {
+			err = cerr
 		}
 		if ctx.Err() == nil {
 			b.err = err
@@ -143,10 +145,7 @@ func (b *Broker) supervise(ctx context.Context, s *session) {
 
 // renew gives the store of an ended session a new identity and opens it again.
 func (b *Broker) renew(old *session) (*session, error) {
-	if err := old.store.Renew(); err != nil {
-		return nil, err
-	}
-	if err := old.store.Close(); err != nil {
+	if err := errors.Join(old.store.Renew(), old.store.Close()); err != nil {
 		return nil, err
 	}
 	ls, err := b.listenAgain()

@@ -51,7 +51,7 @@ func (h peerHandler) AcceptHello(b []byte) (transport.PeerInfo, error) {
 	case hello.Node == s.node:
 		return info, fmt.Errorf("node %d is my own id: two nodes are configured with it", hello.Node)
 	case mine != "" && hello.Cluster != "" && mine != hello.Cluster:
-		return info, fmt.Errorf("node %d is of cluster %s, I am of cluster %s", hello.Node, hello.Cluster, mine)
+		return info, fmt.Errorf("%s: node %d is of cluster %s, I am of cluster %s", foreign, hello.Node, hello.Cluster, mine)
 	}
 	s.lookAtMyself(hello)
 	if alive := s.aliveStore(hello.Node, hello.Store); alive != (ident.StoreID{}) {
@@ -64,8 +64,12 @@ func (h peerHandler) AcceptHello(b []byte) (transport.PeerInfo, error) {
 	return info, nil
 }
 
-// claimed begins the refusal of a second process with the id of a running node.
-const claimed = "node id is taken"
+// What refusals begin with: a second process with the id of a running node, and a
+// node whose data is of another cluster.
+const (
+	claimed = "node id is taken"
+	foreign = "another cluster"
+)
 
 // aliveStore returns the store under which node is connected, if it is another one.
 func (s *session) aliveStore(node ident.NodeID, store ident.StoreID) ident.StoreID {
@@ -100,6 +104,27 @@ func (h peerHandler) Refused(node ident.NodeID, reason string) {
 		return
 	}
 	h.s.log.Warn("refused by a peer", "peer", int32(node), "err", reason)
+	if strings.Contains(reason, foreign) && h.s.foreignToAll(node) {
+		h.s.endWith(&Error{
+			Msg:  fmt.Sprintf("every peer refuses this node: %s", reason),
+			Hint: fmt.Sprintf("%s holds the data of another cluster, or cluster.peers names another cluster's nodes", h.s.cfg.Node.DataDir),
+		})
+	}
+}
+
+// foreignToAll notes that node is of another cluster and tells whether all
+// configured peers are: then this node is the stranger. One foreign node among
+// sound peers is their operator's mistake, not ours.
+func (s *session) foreignToAll(node ident.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strangers[node] = true
+	for _, p := range s.cfg.Cluster.Peers {
+		if p.ID != s.node && (!s.strangers[p.ID] || s.tr.Connected(p.ID)) {
+			return false
+		}
+	}
+	return true
 }
 
 // Frame implements transport.Handler.

@@ -24,6 +24,8 @@ type (
 	// MemFS is the memory twin. Its CrashClone is the disk after a power loss.
 	MemFS         = vfs.MemFS
 	CrashCloneCfg = vfs.CrashCloneCfg
+	// DiskUsage is how full a file system is.
+	DiskUsage = vfs.DiskUsage
 	// WriteCategory labels what a file is written for.
 	WriteCategory = vfs.DiskWriteCategory
 )

@@ -40,9 +40,15 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 demo-input: ## every line of GOROOT/src through a cluster while a node dies
 	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
 
+start-time: ## exec to first acknowledged record with 5 GB after kill -9
+	CHRONIK_TEST_BYTES=5000000000 go test -count=1 -timeout 30m -v ./test/start
+
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
-full: lint test race fuzz e2e compat kill demo-input ## everything
+docs: ## regenerate the configuration reference
+	go run ./cmd/chronik config reference >docs/configuration.md
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill demo-input bench full
+full: lint test race fuzz e2e compat kill demo-input start-time ## everything
+
+.PHONY: help build test race lint fmt fuzz e2e compat kill demo-input start-time bench docs full

@@ -126,6 +126,13 @@ func newConfig() *cobra.Command {
 		},
 	}
 	checked.register(check)
-	c.AddCommand(show, check)
+	reference := &cobra.Command{
+		Use: "reference", Short: "print every setting with its default and meaning, as Markdown", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := c.OutOrStdout().Write([]byte(config.Reference()))
+			return err
+		},
+	}
+	c.AddCommand(show, check, reference)
 	return c
 }

@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 
 	"chronik/internal/ident"
@@ -13,7 +15,8 @@ type Situation struct {
 	Peers []ident.NodeID
 	// Me is what this node says of itself.
 	Me Hello
-	// Live are the Hellos of the peers that are connected now.
+	// Live are the Hellos of the nodes that are connected now, each the newest: a
+	// node says Hello anew when its state has changed.
 	Live map[ident.NodeID]Hello
 }
 
@@ -25,7 +28,8 @@ const (
 	// ActWait: nothing can be done before something changes. Missing says who is awaited.
 	ActWait ActionKind = iota
 	// ActPropose: make a Genesis of the Live stores, Prepare it here, then ask every
-	// other founder to Prepare it; once all have, Commit and tell them.
+	// other founder to Prepare it; once all have, Commit and tell them. It may replace
+	// a Genesis of this store's own that has become void: Unprepare first.
 	ActPropose
 	// ActResume: the same with the Genesis this store is prepared with.
 	ActResume
@@ -42,109 +46,173 @@ type Action struct {
 	Kind    ActionKind
 	Via     ident.NodeID
 	Missing []ident.NodeID
+	// Why says it to the operator.
+	Why string
 }
 
 // Decide says what a store that is no member does next (correctness rule 20).
 //
 // Only the lowest configured node proposes, and only while it holds the Hello of
-// every configured peer, none a member, none prepared by another store, all with the same list
-// of peers. It commits only when every founder has prepared; so as long as one founder's
-// store is gone, a proposal can not have been committed by anyone but is void, and its
-// proposer may make another.
+// every configured peer, none a member, none prepared by another store, all with
+// the same list. It commits only the last Genesis it made, and only when every
+// founder's store has prepared that one. So while a store holds a Genesis, that
+// Genesis may be committed somewhere, unless its proposer's store went on or is gone.
 func Decide(s Situation) Action {
-	for _, node := range sortedNodes(s.Live) {
-		h := s.Live[node]
-		if h.State != Member {
-			continue
-		}
-		if s.Me.State == Prepared && s.Me.Genesis.ClusterID == h.Cluster {
-			return Action{Kind: ActCommit}
-		}
-		if s.Me.Cluster != "" && s.Me.Cluster != h.Cluster {
-			continue // another cluster's node: refused elsewhere
-		}
-		// A prepared store whose genesis is of another cluster can never commit it:
-		// that needed every listed peer, and this one went elsewhere.
-		return Action{Kind: ActJoin, Via: node}
+	decided := decideJoin
+	if s.Me.State == Prepared {
+		decided = decidePrepared
+	}
+	if act, ok := decided(s); ok {
+		return act
 	}
 	if s.Me.JoinOnly || len(s.Peers) > 0 && !slices.Contains(s.Peers, s.Node) {
-		return Action{Kind: ActWait, Missing: others(s)}
+		return wait(others(s), "this store may only join: waiting for a member of the cluster")
 	}
-	if missing := absent(s); len(missing) > 0 {
-		return Action{Kind: ActWait, Missing: missing}
+	if missing := absent(s, s.Peers); len(missing) > 0 {
+		return wait(missing, "founding needs every configured peer: waiting for nodes %v", missing)
 	}
 	return decideFounding(s)
 }
 
+func wait(missing []ident.NodeID, why string, args ...any) Action {
+	return Action{Kind: ActWait, Missing: missing, Why: fmt.Sprintf(why, args...)}
+}
+
+// decidePrepared: what the living say of the Genesis this store holds. It returns
+// false if this store is its proposer and must go on with the founding.
+func decidePrepared(s Situation) (Action, bool) {
+	g := s.Me.Genesis
+	for _, n := range sortedNodes(s.Live) {
+		if h := s.Live[n]; h.State == Member && h.Cluster == g.ClusterID {
+			return Action{Kind: ActCommit, Via: n, Why: fmt.Sprintf("node %d is a member of the cluster", n)}, true
+		}
+	}
+	// A founder's store that is in another cluster never held g or left it rightly,
+	// and will not hold it again.
+	for _, n := range sortedNodes(s.Live) {
+		if h := s.Live[n]; h.State == Member && g.Names(h.Store) {
+			return Action{Kind: ActUnprepare, Why: fmt.Sprintf("founder node %d is in cluster %s", n, h.Cluster)}, true
+		}
+	}
+	if g.Proposer == s.Me.Store {
+		if founders(s)[0] != s.Node || len(s.Peers) > 0 && !slices.Contains(s.Peers, s.Node) {
+			return Action{Kind: ActUnprepare, Why: "proposing is no longer this node's: the list of peers has changed"}, true
+		}
+		return Action{}, false
+	}
+	// Has the proposer gone on? What it says after a restart is younger than g.
+	proposer := g.Members[0].Node
+	if h := s.Live[proposer]; h.Store == g.Proposer && h.Boot > g.boot() && !h.Genesis.Equal(g) {
+		return Action{Kind: ActUnprepare, Why: fmt.Sprintf("node %d no longer proposes this", proposer)}, true
+	}
+	// Is the proposer's store gone? Then, if of all who could be members none is, nobody is.
+	named := slices.Clone(s.Peers)
+	for _, m := range g.Members {
+		named = append(named, m.Node)
+	}
+	if missing := absent(s, named); len(missing) > 0 {
+		return wait(missing, "agreed to found cluster %s: waiting for nodes %v", g.ClusterID, missing), true
+	}
+	if s.Live[proposer].Store != g.Proposer {
+		return Action{Kind: ActUnprepare, Why: fmt.Sprintf("node %d, which proposed, has lost its store", proposer)}, true
+	}
+	return wait([]ident.NodeID{proposer}, "agreed to found cluster %s: waiting for node %d to commit", g.ClusterID, proposer), true
+}
+
+// decideJoin: a store that holds no Genesis sees a member. Configured peers come first.
+func decideJoin(s Situation) (Action, bool) {
+	nodes := sortedNodes(s.Live)
+	slices.SortStableFunc(nodes, func(a, b ident.NodeID) int { return listed(s, b) - listed(s, a) })
+	for _, n := range nodes {
+		h := s.Live[n]
+		if h.State == Member && (s.Me.Cluster == "" || s.Me.Cluster == h.Cluster) {
+			return Action{Kind: ActJoin, Via: n, Why: fmt.Sprintf("joining cluster %s through node %d", h.Cluster, n)}, true
+		}
+	}
+	return Action{}, false
+}
+
+func listed(s Situation, n ident.NodeID) int {
+	if slices.Contains(s.Peers, n) {
+		return 1
+	}
+	return 0
+}
+
 // decideFounding: every configured peer is connected and none is a member.
 func decideFounding(s Situation) Action {
-	lowest := slices.Min(append(slices.Clone(s.Peers), s.Node))
-	for _, h := range s.Live {
-		if h.PeersHash != s.Me.PeersHash || h.JoinOnly {
-			return Action{Kind: ActWait, Missing: []ident.NodeID{h.Node}}
+	nodes := founders(s)
+	lowest := nodes[0]
+	stores := map[ident.StoreID]ident.NodeID{s.Me.Store: s.Node}
+	for _, n := range others(s) {
+		h := s.Live[n]
+		twin, taken := stores[h.Store]
+		stores[h.Store] = n
+		switch {
+		case h.PeersHash != s.Me.PeersHash:
+			return wait([]ident.NodeID{n}, "node %d has another list of peers: correct the one or the other", n)
+		case h.JoinOnly:
+			return wait([]ident.NodeID{n}, "node %d was in a cluster before: waiting for a member of it", n)
+		case taken:
+			return wait([]ident.NodeID{n}, "nodes %d and %d have copies of one data directory: remove one", twin, n)
 		}
 	}
 	if s.Node != lowest {
-		// The proposer's store that this one agreed with is gone, and nobody is a member.
-		if s.Me.State == Prepared && s.Live[lowest].Store != s.Me.Genesis.Proposer {
-			return Action{Kind: ActUnprepare}
-		}
-		return Action{Kind: ActWait, Missing: []ident.NodeID{lowest}}
+		return wait([]ident.NodeID{lowest}, "waiting for node %d to propose the cluster", lowest)
 	}
-	for _, h := range s.Live {
-		if h.State == Prepared && h.Genesis.Proposer != s.Me.Store {
-			return Action{Kind: ActWait, Missing: []ident.NodeID{h.Node}} // it unprepares once it sees this store
+	late := false
+	for _, n := range others(s) {
+		h := s.Live[n]
+		if h.State != Prepared {
+			continue
 		}
+		if h.Genesis.Proposer != s.Me.Store {
+			return wait([]ident.NodeID{n}, "waiting for node %d to give up an older proposal", n)
+		}
+		late = late || s.Me.State == Prepared && !h.Genesis.Equal(s.Me.Genesis) && h.Genesis.Round >= s.Me.Genesis.Round
 	}
 	if s.Me.State != Prepared {
-		return Action{Kind: ActPropose}
+		return Action{Kind: ActPropose, Why: "proposing a cluster"}
 	}
-	for _, h := range s.Live {
-		if !s.Me.Genesis.Names(h.Store) {
-			return Action{Kind: ActPropose} // a founder's store is gone: the old genesis is void
+	if late {
+		return Action{Kind: ActPropose, Why: "a founder holds an older proposal that came late: proposing anew"}
+	}
+	held := make([]ident.NodeID, 0, len(s.Me.Genesis.Members))
+	for _, m := range s.Me.Genesis.Members {
+		if stores[m.Store] == m.Node {
+			held = append(held, m.Node)
 		}
 	}
-	return Action{Kind: ActResume}
+	if !slices.Equal(held, nodes) || len(s.Me.Genesis.Members) != len(nodes) {
+		return Action{Kind: ActPropose, Why: "a founder's store is gone: proposing anew"}
+	}
+	return Action{Kind: ActResume, Why: "proposing the cluster again"}
 }
 
-// absent returns the configured peers without a live Hello.
-func absent(s Situation) []ident.NodeID {
+// absent returns those of nodes, this one apart, without a live Hello.
+func absent(s Situation, nodes []ident.NodeID) []ident.NodeID {
 	var out []ident.NodeID
-	for _, n := range s.Peers {
-		if _, ok := s.Live[n]; !ok && n != s.Node {
+	for _, n := range nodes {
+		if _, ok := s.Live[n]; !ok && n != s.Node && !slices.Contains(out, n) {
 			out = append(out, n)
 		}
-	}
-	return out
-}
-
-func others(s Situation) []ident.NodeID {
-	return slices.DeleteFunc(slices.Clone(s.Peers), func(n ident.NodeID) bool { return n == s.Node })
-}
-
-func sortedNodes(m map[ident.NodeID]Hello) []ident.NodeID {
-	out := make([]ident.NodeID, 0, len(m))
-	for n := range m {
-		out = append(out, n)
 	}
 	slices.Sort(out)
 	return out
 }
 
-// NewGenesis returns a genesis of the stores in s. voters says how many of the
-// founders vote in the metadata group: the lowest nodes.
-func NewGenesis(s Situation, voters int) *Genesis {
-	g := &Genesis{ClusterID: NewClusterID(), Proposer: s.Me.Store}
-	all := map[ident.NodeID]Hello{s.Node: s.Me}
-	for n, h := range s.Live {
-		if slices.Contains(s.Peers, n) {
-			all[n] = h
-		}
-	}
-	for i, n := range sortedNodes(all) {
-		g.Members = append(g.Members, GenesisMember{
-			Node: n, Store: all[n].Store, MetaReplica: ident.ReplicaID(i + 1), Learner: i >= voters, RaftAddr: all[n].RaftAddr,
-		})
-	}
-	return g
+// others returns the configured peers without this node, in order.
+func others(s Situation) []ident.NodeID {
+	out := slices.DeleteFunc(slices.Clone(s.Peers), func(n ident.NodeID) bool { return n == s.Node })
+	slices.Sort(out)
+	return slices.Compact(out)
 }
+
+// founders returns the configured peers and this node, in order.
+func founders(s Situation) []ident.NodeID {
+	out := append(others(s), s.Node)
+	slices.Sort(out)
+	return out
+}
+
+func sortedNodes(m map[ident.NodeID]Hello) []ident.NodeID { return slices.Sorted(maps.Keys(m)) }

@@ -6,7 +6,7 @@
 // # store.id
 //
 //	line 1   "chronik-store 1 XXXXXXXX": format version, CRC32-C of line 2 in hexadecimal
-//	line 2   JSON: node, store, boot, state, cluster, genesis, join_only
+//	line 2   JSON: node, store, boot, state, cluster, genesis, join_only, founded
 //
 // It is replaced as a whole (temporary file, sync, rename, directory sync).
 //
@@ -23,9 +23,16 @@
 //
 // The node with the lowest id proposes a Genesis that names the store of every
 // listed peer, and commits it only after each of those stores holds it durably.
-// A store holds at most one Genesis at a time, and changes it only on the word of
-// the proposer's own store, which commits at most one. A node that sees a member
-// joins it and never proposes.
+// A store holds at most one Genesis at a time. It takes another only from the same
+// proposer and of a later round, and lets go only when its own cannot be committed
+// any more: the proposer's store went on, or is gone while every other founder says
+// that it is no member. A node that sees a member joins it and never proposes.
+// TestFounding holds this against crashes, wipes, cuts and late or repeated calls.
+//
+// It rests on three duties of the caller: a node says Hello anew when its store
+// was committed, unprepared, joined or renewed; what a store is asked to Prepare or
+// Commit comes from the proposer's store, connected now; and an acknowledgement
+// counts only for the very Genesis and process that asked.
 //
 // Non-goals: who may join (the metadata group decides), authentication.
 package identity

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -26,7 +27,7 @@ type Hello struct {
 	PeersHash string `json:"peers"`
 	Boot      uint64 `json:"boot"`
 	Run       uint64 `json:"run"`
-	// LSN is the highest durable one of the node's log.
+	// LSN is the highest durable one that the node's log had when it was opened.
 	LSN      uint64 `json:"lsn"`
 	RaftAddr string `json:"raft_addr"`
 	// Seen is what the node remembers of all stores, the receiver's among them.
@@ -51,22 +52,36 @@ func DecodeHello(b []byte) (Hello, error) {
 	if h.Version != helloVersion {
 		return h, fmt.Errorf("hello of version %d, this release knows %d", h.Version, helloVersion)
 	}
-	if h.Node <= 0 || h.Store.IsZero() || !slices.Contains([]State{Blank, Prepared, Member}, h.State) {
-		return h, fmt.Errorf("hello of node %d, store %s, state %q: out of range", h.Node, h.Store, h.State)
+	if h.Node <= 0 || h.Store.IsZero() {
+		return h, fmt.Errorf("hello of node %d, store %s: out of range", h.Node, h.Store)
 	}
-	if h.State == Prepared && h.Genesis == nil {
-		return h, fmt.Errorf("hello of node %d: prepared without a genesis", h.Node)
+	if len(h.Seen) > maxSightings {
+		return h, fmt.Errorf("hello of node %d: %d sightings, limit %d", h.Node, len(h.Seen), maxSightings)
+	}
+	var err error
+	if h.Genesis != nil {
+		err = h.Genesis.check(h.Node, h.Store)
+	}
+	switch {
+	case err != nil:
+		return h, fmt.Errorf("hello of node %d: %w", h.Node, err)
+	case h.State == Blank && h.Genesis == nil:
+	case h.State == Prepared && h.Genesis != nil:
+	case h.State == Member && h.Cluster != "":
+	default:
+		return h, fmt.Errorf("hello of node %d: state %q of cluster %q does not go with what else it says", h.Node, h.State, h.Cluster)
 	}
 	return h, nil
 }
 
-// PeersHash returns a digest of the configured peers, whatever their order.
+// PeersHash returns a digest of the configured peers' ids, whatever their order.
+// Addresses are left out: consent is of nodes and their stores, and one node may
+// be reached by different names from different places.
 func PeersHash(peers map[ident.NodeID]string) string {
 	list := make([]string, 0, len(peers))
-	for n, addr := range peers {
-		list = append(list, fmt.Sprintf("%d@%s", n, addr))
+	for _, n := range slices.Sorted(maps.Keys(peers)) {
+		list = append(list, n.String())
 	}
-	slices.Sort(list)
 	sum := sha256.Sum256([]byte(strings.Join(list, ",")))
 	return hex.EncodeToString(sum[:8])
 }

@@ -3,7 +3,6 @@ package identity
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"slices"
 	"sync"
 
 	"chronik/internal/ident"
@@ -19,7 +17,7 @@ import (
 	"chronik/internal/vfs"
 )
 
-// Errors of OpenStore. Each names the directory and has advice.
+// Errors of OpenStore, each wrapped with the directory or file, and of the changes of a Store.
 var (
 	// ErrInUse: another process has the directory.
 	ErrInUse = errors.New("data directory is in use by another process")
@@ -27,6 +25,8 @@ var (
 	ErrWrongNode = errors.New("data directory belongs to another node")
 	// ErrCorrupt: store.id does not decode.
 	ErrCorrupt = errors.New("store.id is corrupt")
+	// ErrRefused: the store is not in a state in which it may agree to the change.
+	ErrRefused = errors.New("store refuses")
 )
 
 // State is how far a store is on its way into a cluster.
@@ -39,39 +39,6 @@ const (
 	Member   State = "member"
 )
 
-// GenesisMember is a founding node.
-type GenesisMember struct {
-	Node        ident.NodeID    `json:"node"`
-	Store       ident.StoreID   `json:"store"`
-	MetaReplica ident.ReplicaID `json:"meta_replica"`
-	Learner     bool            `json:"learner,omitempty"`
-	RaftAddr    string          `json:"raft_addr"`
-}
-
-// Genesis is the birth of a cluster: its id and the founders, by node id.
-type Genesis struct {
-	ClusterID string          `json:"cluster_id"`
-	Proposer  ident.StoreID   `json:"proposer"`
-	Members   []GenesisMember `json:"members"`
-}
-
-// Names tells whether store is a founder.
-func (g *Genesis) Names(store ident.StoreID) bool {
-	return slices.ContainsFunc(g.Members, func(m GenesisMember) bool { return m.Store == store })
-}
-
-// Equal tells whether two geneses are the same.
-func (g *Genesis) Equal(o *Genesis) bool {
-	return g != nil && o != nil && g.ClusterID == o.ClusterID && g.Proposer == o.Proposer && slices.Equal(g.Members, o.Members)
-}
-
-// NewClusterID returns a random id as Kafka writes it: 22 characters of URL-safe base64.
-func NewClusterID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails since Go 1.24
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
 // content is line 2 of store.id.
 type content struct {
 	Node  ident.NodeID  `json:"node"`
@@ -83,6 +50,28 @@ type content struct {
 	Genesis *Genesis `json:"genesis,omitempty"`
 	// JoinOnly: the node was in a cluster before; it never founds another.
 	JoinOnly bool `json:"join_only,omitempty"`
+	// Founded: a founder has made its first replica; what is missing since then is lost.
+	Founded bool `json:"founded,omitempty"`
+}
+
+// check tells what is impossible in c, if anything.
+func (c *content) check() error {
+	if c.Node <= 0 || c.Store.IsZero() {
+		return fmt.Errorf("node %d, store %s: out of range", c.Node, c.Store)
+	}
+	if c.Genesis != nil {
+		if err := c.Genesis.check(c.Node, c.Store); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.State == Blank && c.Genesis == nil && (c.JoinOnly || c.Cluster == ""):
+	case c.State == Prepared && c.Genesis != nil && c.Cluster == "" && !c.JoinOnly:
+	case c.State == Member && c.Cluster != "" && (c.Genesis == nil || c.Genesis.ClusterID == c.Cluster):
+	default:
+		return fmt.Errorf("state %q of cluster %q does not go with what else it says", c.State, c.Cluster)
+	}
+	return nil
 }
 
 // Store is an open data directory.
@@ -90,10 +79,14 @@ type Store struct {
 	fs   vfs.FS
 	dir  string
 	lock io.Closer
-	run  uint64 // this open's random id
 
-	mu sync.Mutex
-	c  content
+	// changing is held from reading the content until its successor is durable:
+	// calls of peers and the node's own steps change it at the same time.
+	changing sync.Mutex
+
+	mu  sync.Mutex
+	c   content
+	run uint64 // this open's random id
 }
 
 const (
@@ -142,7 +135,11 @@ func (s *Store) open(node ident.NodeID) error {
 		return fmt.Errorf("%w: %s is node %d's, this is node %d", ErrWrongNode, s.dir, c.Node, node)
 	}
 	c.Boot++
-	return s.replace(*c)
+	if err := s.replace(*c); err != nil {
+		return err
+	}
+	s.c = *c
+	return nil
 }
 
 // read decodes store.id.
@@ -187,23 +184,41 @@ func decode(b []byte) (*content, error) {
 	if err := json.Unmarshal(body, c); err != nil {
 		return nil, err
 	}
-	if c.Node <= 0 || c.Store.IsZero() || !slices.Contains([]State{Blank, Prepared, Member}, c.State) {
-		return nil, fmt.Errorf("node %d, store %s, state %q: out of range", c.Node, c.Store, c.State)
+	if err := c.check(); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
 
-// replace makes c durable and then current.
+// replace makes c the durable content.
 func (s *Store) replace(c content) error {
 	b, err := encode(c)
 	if err != nil {
 		return err
 	}
+	name := path.Join(s.dir, fileName)
 	invariant.Point("identity.store.write")
-	if err := vfs.WriteFileSync(s.fs, path.Join(s.dir, fileName), b, vfs.CategoryNode); err != nil {
-		return fmt.Errorf("%s: %w", path.Join(s.dir, fileName), err)
+	if err := vfs.WriteFileSync(s.fs, name, b, vfs.CategoryNode); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	invariant.Point("identity.store.written")
+	return nil
+}
+
+// change lets edit alter the content, makes that durable, and only then current.
+// edit returns false if there is nothing to alter.
+func (s *Store) change(edit func(c *content) (bool, error)) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	c := s.get()
+	changed, err := edit(&c)
+	if err != nil || !changed {
+		return err
+	}
+	invariant.Check(c.check() == nil, "store.id would become %+v", c)
+	if err := s.replace(c); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.c = c
 	s.mu.Unlock()
@@ -222,8 +237,12 @@ func (s *Store) ID() ident.StoreID { return s.get().Store }
 // Boot returns how often the directory has been opened, this time included.
 func (s *Store) Boot() uint64 { return s.get().Boot }
 
-// Run returns this open's random id.
-func (s *Store) Run() uint64 { return s.run }
+// Run returns this open's random id. It is never 0.
+func (s *Store) Run() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.run
+}
 
 // State returns the store's state.
 func (s *Store) State() State { return s.get().State }
@@ -237,72 +256,127 @@ func (s *Store) JoinOnly() bool { return s.get().JoinOnly }
 // ClusterID returns the cluster's id, "" if none is known.
 func (s *Store) ClusterID() string { return s.get().Cluster }
 
-// Genesis returns the genesis the store was prepared with, nil if it joined or is blank.
+// Genesis returns the genesis that the store is prepared with or was a founder
+// of, nil if it joined or is blank. It must not be modified.
 func (s *Store) Genesis() *Genesis { return s.get().Genesis }
 
-// Prepare makes g the genesis that this store agrees to. It refuses what would
-// let two clusters be born; see Decide.
+// Founded tells whether SetFounded was called since the store became a founder.
+func (s *Store) Founded() bool { return s.get().Founded }
+
+// SetFounded notes durably that the founder's metadata replica exists. If it is
+// missing later it was lost or retired, and must not be made again under its old id.
+func (s *Store) SetFounded() error {
+	return s.change(func(c *content) (bool, error) {
+		if c.State != Member || c.Genesis == nil {
+			return false, fmt.Errorf("%w: store %s is %s and founded nothing", ErrRefused, c.Store, c.State)
+		}
+		changed := !c.Founded
+		c.Founded = true
+		return changed, nil
+	})
+}
+
+// Prepare makes g, durably, the genesis that this store agrees to. A store agrees
+// to one at a time. It takes another only from the same proposer and of a later
+// round: a proposer commits only the last one it made, so the one before is void.
 func (s *Store) Prepare(g *Genesis) error {
-	c := s.get()
-	switch {
-	case !g.Names(c.Store):
-		return fmt.Errorf("genesis of %s does not name store %s", g.ClusterID, c.Store)
-	case c.JoinOnly:
-		return fmt.Errorf("store %s may only join", c.Store)
-	case c.State == Member:
-		return fmt.Errorf("store %s is a member of cluster %s", c.Store, c.Cluster)
-	case c.State == Prepared && c.Genesis.Equal(g):
-		return nil
-	case c.State == Prepared && c.Genesis.Proposer != g.Proposer:
-		return fmt.Errorf("store %s has agreed to the genesis of store %s", c.Store, c.Genesis.Proposer)
-	}
-	c.State, c.Genesis = Prepared, g
-	return s.replace(c)
+	return s.change(func(c *content) (bool, error) {
+		refuse := func(format string, args ...any) (bool, error) {
+			return false, fmt.Errorf("%w: store %s of node %d "+format, append([]any{ErrRefused, c.Store, c.Node}, args...)...)
+		}
+		if err := g.check(c.Node, c.Store); err != nil {
+			return false, fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		switch {
+		case c.JoinOnly:
+			return refuse("was in a cluster before and may only join")
+		case c.State == Member:
+			return refuse("is a member of cluster %s", c.Cluster)
+		case c.State == Prepared && c.Genesis.Equal(g):
+			return false, nil
+		case c.State == Prepared && c.Genesis.Proposer != g.Proposer:
+			return refuse("has agreed to the genesis of store %s", c.Genesis.Proposer)
+		case c.State == Prepared && c.Genesis.Round >= g.Round:
+			return refuse("has agreed to a later genesis of the same proposer")
+		}
+		c.State, c.Genesis = Prepared, g
+		return true, nil
+	})
 }
 
 // Unprepare takes back the agreement; see Decide for when that is safe.
 func (s *Store) Unprepare() error {
-	c := s.get()
-	if c.State != Prepared {
-		return nil
-	}
-	c.State, c.Genesis = Blank, nil
-	return s.replace(c)
+	return s.change(func(c *content) (bool, error) {
+		if c.State != Prepared {
+			return false, nil
+		}
+		c.State, c.Genesis = Blank, nil
+		return true, nil
+	})
 }
 
 // Commit makes a prepared store a member of its genesis' cluster.
-func (s *Store) Commit() error {
-	c := s.get()
-	if c.State == Member {
-		return nil
+func (s *Store) Commit() error { return s.commit("") }
+
+// CommitTo is Commit if the genesis is cluster's, whatever was prepared meanwhile.
+func (s *Store) CommitTo(cluster string) error {
+	if cluster == "" {
+		return fmt.Errorf("%w: no cluster named", ErrRefused)
 	}
-	if c.State != Prepared {
-		return fmt.Errorf("store %s is %s: nothing to commit", c.Store, c.State)
-	}
-	c.State, c.Cluster = Member, c.Genesis.ClusterID
-	return s.replace(c)
+	return s.commit(cluster)
+}
+
+func (s *Store) commit(cluster string) error {
+	return s.change(func(c *content) (bool, error) {
+		switch {
+		case c.State == Member && (cluster == "" || c.Cluster == cluster):
+			return false, nil
+		case c.State != Prepared:
+			return false, fmt.Errorf("%w: store %s is %s: nothing to commit", ErrRefused, c.Store, c.State)
+		case cluster != "" && c.Genesis.ClusterID != cluster:
+			return false, fmt.Errorf("%w: store %s has agreed to cluster %s, not to %s", ErrRefused, c.Store, c.Genesis.ClusterID, cluster)
+		}
+		c.State, c.Cluster = Member, c.Genesis.ClusterID
+		return true, nil
+	})
 }
 
 // Join makes a blank store a member of a cluster that runs.
 func (s *Store) Join(cluster string) error {
-	c := s.get()
-	if c.State == Member && c.Cluster == cluster {
-		return nil
-	}
-	if c.Cluster != "" && c.Cluster != cluster {
-		return fmt.Errorf("store %s belongs to cluster %s, not to %s", c.Store, c.Cluster, cluster)
-	}
-	c.State, c.Cluster, c.Genesis = Member, cluster, nil
-	return s.replace(c)
+	return s.change(func(c *content) (bool, error) {
+		switch {
+		case cluster == "":
+			return false, fmt.Errorf("%w: no cluster named", ErrRefused)
+		case c.Cluster != "" && c.Cluster != cluster:
+			return false, fmt.Errorf("%w: store %s belongs to cluster %s, not to %s", ErrRefused, c.Store, c.Cluster, cluster)
+		case c.State == Member:
+			return false, nil
+		case c.State == Prepared:
+			return false, fmt.Errorf("%w: store %s has agreed to found cluster %s and cannot join another", ErrRefused, c.Store, c.Genesis.ClusterID)
+		}
+		c.State, c.Cluster = Member, cluster
+		return true, nil
+	})
 }
 
 // Renew gives the directory a new store id: what it holds is a copy or has lost
-// its log, and may only donate bytes. It must join its cluster again.
+// its log, and may only donate bytes. It must join its cluster again. Only a
+// prepared store, which never was in a cluster, may still found one: it is as if
+// its directory had been emptied.
 func (s *Store) Renew() error {
-	c := s.get()
-	c.Store, c.Boot, c.State, c.Genesis, c.JoinOnly = ident.NewStoreID(), 1, Blank, nil, true
-	s.run = randomRun()
-	return s.replace(c)
+	err := s.change(func(c *content) (bool, error) {
+		*c = content{
+			Node: c.Node, Store: ident.NewStoreID(), Boot: 1, State: Blank, Cluster: c.Cluster,
+			JoinOnly: c.JoinOnly || c.State != Prepared,
+		}
+		return true, nil
+	})
+	if err == nil {
+		s.mu.Lock()
+		s.run = randomRun()
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // Close lets go of the directory.

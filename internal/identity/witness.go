@@ -19,14 +19,16 @@ type Sighting struct {
 	LSN uint64 `json:"lsn"`
 }
 
-// Behind tells whether a store that presents itself with boot, run and lsn has
-// less than was seen of it: it is a restored copy, or a second process on a copy
+// Behind tells whether a store that presents itself with boot, run and the LSN it
+// was opened with has less than was seen of it: it is a restored copy, or a second process on a copy
 // (correctness rule 18). The text says why; "" is "no".
 func (s Sighting) Behind(boot, run, lsn uint64) string {
 	switch {
+	case s.Run != 0 && run == s.Run:
+		return "" // the same process that was seen
 	case boot < s.Boot:
 		return fmt.Sprintf("boot %d, seen %d", boot, s.Boot)
-	case boot == s.Boot && s.Run != 0 && run != s.Run:
+	case boot == s.Boot && s.Run != 0:
 		return fmt.Sprintf("boot %d was seen in another run", boot)
 	case lsn < s.LSN:
 		return fmt.Sprintf("durable LSN %d, seen %d", lsn, s.LSN)
@@ -55,7 +57,7 @@ func (w *Witness) Greeted(h Hello) (behind string) {
 	if why := s.Behind(h.Boot, h.Run, h.LSN); why != "" {
 		return why
 	}
-	w.seen[h.Store] = Sighting{Store: h.Store, Boot: h.Boot, Run: h.Run, LSN: h.LSN}
+	w.seen[h.Store] = Sighting{Store: h.Store, Boot: h.Boot, Run: h.Run, LSN: max(h.LSN, s.LSN)}
 	return ""
 }
 

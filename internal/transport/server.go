@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"fmt"
+	"net"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -90,7 +91,7 @@ func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	if p == nil {
 		return status.Error(codes.Unavailable, ErrClosed.Error())
 	}
-	p.learnAddr(info.Addr)
+	p.learnAddr(reachable(info.Addr, c.RemoteAddr()))
 	in := &inStream{info: info, conn: c, done: make(chan struct{})}
 	p.enter(pre.class, in)
 	defer p.leave(pre.class, in)
@@ -103,6 +104,23 @@ func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	}
 	p.setLive(pre.class, in)
 	return t.receive(stream, p, info, pre.class)
+}
+
+// reachable returns where a peer that says addr of itself can be dialed. One that
+// listens on every address of its machine is dialed at the one it comes from.
+func reachable(addr string, from net.Addr) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return addr
+	}
+	host, _, err = net.SplitHostPort(from.String())
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // receive delivers frames until the stream ends.

@@ -523,3 +523,15 @@ func TestNewRefusesNonsense(t *testing.T) {
 		t.Error("a closed transport took a peer")
 	}
 }
+
+func TestReachable(t *testing.T) {
+	from := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 40000}
+	for addr, want := range map[string]string{
+		"node2:9192": "node2:9192", "10.0.0.2:9192": "10.0.0.2:9192", "[::1]:9192": "[::1]:9192",
+		"0.0.0.0:9192": "10.0.0.7:9192", ":9192": "10.0.0.7:9192", "[::]:9192": "10.0.0.7:9192", "": "", "nonsense": "",
+	} {
+		if got := reachable(addr, from); got != want {
+			t.Errorf("%q is dialed at %q, want %q", addr, got, want)
+		}
+	}
+}

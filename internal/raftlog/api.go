@@ -37,9 +37,11 @@ type Append struct {
 	// conflicting suffix first; a gap is a broken invariant.
 	Entries []Entry
 	Install *Install
-	// Done runs once, after the frame is durable (nil) or never will be (non-nil:
-	// the log has failed for good and the node must stop). It runs on the
-	// log's sync goroutine, in submission order a replica, and must not block.
+	// Done runs once, after the frame is durable (nil) or never will be: with an
+	// ErrFailed the log has failed for good and the node must stop; with
+	// ErrUnknownReplica, ErrQuarantined or ErrTooLarge only this record was
+	// refused. It runs on the log's sync goroutine, in submission order, and
+	// must not block.
 	Done func(error)
 }
 

@@ -78,11 +78,21 @@
 // new) manifest is kept. There is no journal that could disagree with the bytes.
 // Part files are synced every few MiB, so a power loss costs at most those.
 //
+// # What is fetched
+//
+// A file that is here whole is linked, a chunk that is here whole is copied. Of
+// a chunk in which a local file ends, or in which the length in that file's
+// checkpoint lies, the beginning is kept: the source hashes prefixes of the
+// chunk, at most 8 a question, the longest that is here too is copied, the rest is fetched,
+// and the manifest's hash of the chunk judges the two together before anything
+// is written. A source that does not answer is asked for whole chunks. So a file
+// that only grew costs what it grew by and a few hundred bytes.
+//
 // # Memory
 //
 // A transfer holds 1 MiB a call in flight (Parallel, 4) twice, one hashing
 // buffer, and the manifest: 32 bytes for each MiB of state. The source holds
-// the replies in flight and the manifest. Blobs are streamed when written.
+// the replies in flight, 64 KiB a prefix request, and the manifest. Blobs are streamed when written.
 //
 // # Non-goals
 //

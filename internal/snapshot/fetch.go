@@ -50,7 +50,8 @@ type transfer struct {
 	jobs        chan job      // from the planner to the workers
 	// The planner's own.
 	open  []*stagedFile
-	space map[string]int64 // disk space reserved for each file of the manifest
+	space map[string]int64            // disk space reserved for each file of the manifest
+	kept  map[string]map[string]int64 // by directory and name: file lengths in its checkpoint
 
 	mu                            sync.Mutex
 	state                         string
@@ -62,6 +63,8 @@ type transfer struct {
 type sourceState struct {
 	gone atomic.Bool   // the pin is not there any more
 	seen atomic.Uint64 // progress counter of its last wait reply
+	// prefixFailures counts how often it did not answer MethodPrefixHash.
+	prefixFailures atomic.Int32
 }
 
 // job is a chunk to fetch.
@@ -77,6 +80,7 @@ func newTransfer(ctx context.Context, r *Receiver, offer Offer, opt FetchOptions
 		started: time.Now(),
 		sources: make([]sourceState, len(offer.Sources)),
 		jobs:    make(chan job),
+		kept:    make(map[string]map[string]int64),
 		state:   StateQueued,
 		total:   offer.Bytes,
 	}
@@ -185,16 +189,21 @@ func (t *transfer) nextSource(i int) int {
 	return -1
 }
 
-// call sends a request to source i until it is answered with something else
-// than wait, and returns the body of an ok reply.
+// call sends a request to source i, with its pin.
 func (t *transfer) call(i int, method string, req request) ([]byte, error) {
+	req.pin = t.offer.Sources[i].Pin
+	return t.exchange(i, method, req.encode(), t.r.opt.ProgressTimeout)
+}
+
+// exchange sends an encoded request to source i until it is answered with
+// something else than wait, and returns the body of an ok reply. Each try may
+// take timeout.
+func (t *transfer) exchange(i int, method string, enc []byte, timeout time.Duration) ([]byte, error) {
 	s := t.offer.Sources[i]
-	req.pin = s.Pin
-	enc := req.encode()
 	for {
 		start := time.Now()
 		t.lastContact.Store(start.UnixNano())
-		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout)
+		ctx, cancel := context.WithTimeout(t.ctx, timeout)
 		b, err := t.src.Call(ctx, s.Node, method, enc)
 		late := ctx.Err() // whatever a network makes of it
 		cancel()
@@ -339,28 +348,38 @@ func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err err
 	}
 }
 
-// fetchChunk returns chunk i of f, verified. The result may be buf.
-func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte) ([]byte, error) {
-	var chunk []byte
-	err := t.retry(func(source int) error {
-		b, err := t.readChunk(source, f, i, buf)
+// fetchChunk returns chunk i of f, verified. The result may be buf, whose first
+// prefix bytes are taken to be right: reused says how many of them proved so,
+// all or none.
+func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
+	err = t.retry(func(source int) error {
+		b, err := t.readChunk(source, f, i, buf, prefix)
 		if err != nil {
 			return err
 		}
-		if sum := sha256.Sum256(b); !slices.Equal(sum[:], f.Hash(i)) {
+		sum := sha256.Sum256(b)
+		if prefix > 0 && !slices.Equal(sum[:], f.Hash(i)) {
+			prefix = 0 // it, or the rest: the whole chunk tells
+			if b, err = t.readChunk(source, f, i, buf, 0); err != nil {
+				return err
+			}
+			sum = sha256.Sum256(b)
+		}
+		if !slices.Equal(sum[:], f.Hash(i)) {
 			off, n := f.Range(i)
 			return fmt.Errorf("file %s bytes %d to %d from node %d: %w: hash differs from the manifest's",
 				f.Name, off, off+int64(n), t.offer.Sources[source].Node, ErrCorrupt)
 		}
-		chunk = b
+		chunk, reused = b, prefix
 		return nil
 	})
-	return chunk, err
+	return chunk, reused, err
 }
 
-func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte) ([]byte, error) {
+// readChunk gets chunk i of f from a source, without its first got bytes, which
+// are in buf.
+func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got int) ([]byte, error) {
 	off, n := f.Range(i)
-	got := 0
 	for got < n {
 		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name})
 		if err != nil {

@@ -10,21 +10,24 @@ import (
 
 // Methods of Server.Handle, carried by the transport's Call.
 const (
-	MethodManifest = "snapshot.manifest" // a range of the encoded manifest
-	MethodChunk    = "snapshot.chunk"    // a range of a file
-	MethodRenew    = "snapshot.renew"    // the receiver is alive: queued, or busy with its own disk
-	MethodDone     = "snapshot.done"     // the pin is not needed any more
+	MethodManifest   = "snapshot.manifest" // a range of the encoded manifest
+	MethodChunk      = "snapshot.chunk"    // a range of a file
+	MethodPrefixHash = "snapshot.prefix"   // hashes of a chunk's beginning
+	MethodRenew      = "snapshot.renew"    // the receiver is alive: queued, or busy with its own disk
+	MethodDone       = "snapshot.done"     // the pin is not needed any more
 	// MethodPrefix starts every method.
 	MethodPrefix = "snapshot."
 )
 
 // A request is: 1 version, 8 pin, 8 offset, 4 length, 1 name length, name.
-// Fields that a method does not need are zero.
+// Fields that a method does not need are zero. MethodPrefixHash has its own,
+// prefixRequest.
 //
 // A reply is one status byte and a body:
 //
 //	ok     manifest: 8 total, 32 ManifestID, the bytes; chunk: the bytes, at
-//	       least 1 and at most the length asked; else empty
+//	       least 1 and at most the length asked; prefix: 32 bytes for each length;
+//	       else empty
 //	wait   8 progress counter: ask again; it moves while the source works for this pin
 //	gone   text: the pin does not exist (any more)
 //	error  text

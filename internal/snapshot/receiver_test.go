@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -26,20 +27,31 @@ var threeNames = []string{"0.log", "1.log", "2.log", "z.idx"}
 const overhead = 4096
 
 // What is received is what is missing, at most one chunk more for each place
-// where the bytes differ.
+// where the bytes differ other than by being cut.
 func TestFetchDelta(t *testing.T) {
 	all := threeFiles()
 	total := int64(4*mib + mib/2 + 500)
+	short, tail := all["2.log"], all["1.log"]
+	but := func(name string, b []byte) tree {
+		tr := maps.Clone(all)
+		tr[name] = b
+		return tr
+	}
+	others := func(name string) []string {
+		return slices.DeleteFunc(slices.Clone(threeNames), func(n string) bool { return n == name })
+	}
+	with := func(b []byte, seed uint64, n int) []byte { return append(bytes.Clone(b), noise(seed, n)...) }
 	for _, c := range []struct {
 		name   string
 		local  tree
 		donor  tree
-		missed int64 // bytes of chunks that nobody here has
+		kept   []DataFile // in the live generation's checkpoint
+		missed int64      // bytes that nobody here has in a place where they are looked for
 		linked []string
 	}{
 		{name: "empty", missed: total},
 		{name: "all there", local: all, linked: threeNames},
-		{name: "intact tail behind", local: tree{"0.log": all["0.log"], "1.log": all["1.log"][:mib+7]}, missed: mib + 500 + mib/2, linked: []string{"0.log"}},
+		{name: "intact tail behind", local: tree{"0.log": all["0.log"], "1.log": all["1.log"][:mib+7]}, missed: mib - 7 + 500 + mib/2, linked: []string{"0.log"}},
 		{name: "older copy", local: tree{"0.log": all["0.log"][:mib]}, missed: total - mib},
 		{name: "one flipped byte", local: tree{"0.log": flip(all["0.log"], mib+5), "1.log": all["1.log"], "2.log": all["2.log"]}, missed: mib, linked: []string{"1.log", "2.log"}},
 		{name: "flipped in the short tail", local: tree{"0.log": all["0.log"], "1.log": flip(all["1.log"], 2*mib+1), "2.log": all["2.log"]}, missed: 500, linked: []string{"0.log", "2.log"}},
@@ -48,11 +60,26 @@ func TestFetchDelta(t *testing.T) {
 		{name: "donor has all", donor: all, linked: threeNames},
 		{name: "donor completes", local: tree{"0.log": all["0.log"], "1.log": all["1.log"][:mib]}, donor: tree{"1.log": flip(all["1.log"], 3), "2.log": all["2.log"]}, linked: []string{"0.log", "2.log"}},
 		{name: "donor is longer", donor: tree{"2.log": append(bytes.Clone(all["2.log"]), 7)}, missed: 4*mib + 500},
+		{name: "prefix within the only chunk", local: but("2.log", short[:15000]), missed: mib/2 - 15000, linked: others("2.log")},
+		{name: "prefix of one byte", local: but("2.log", short[:1]), missed: mib/2 - 1, linked: others("2.log")},
+		{name: "prefix within the last chunk of several", local: but("1.log", tail[:2*mib+200]), missed: 300, linked: others("1.log")},
+		{name: "prefix within a middle chunk", local: but("1.log", tail[:mib+200]), missed: mib + 300, linked: others("1.log")},
+		{name: "longer, parts behind the checkpoint", local: but("2.log", with(short[:300000], 70, mib)), kept: []DataFile{{"2.log", 300000}}, missed: mib/2 - 300000, linked: others("2.log")},
+		{name: "longer, parts, no checkpoint", local: but("2.log", with(short[:300000], 70, mib)), missed: mib / 2, linked: others("2.log")},
+		{name: "garbage behind the checkpointed length", local: but("2.log", with(short[:200001], 71, 99999)), kept: []DataFile{{"0.log", 5}, {"2.log", 200001}}, missed: mib/2 - 200001, linked: others("2.log")},
+		{name: "garbage in another chunk than the length", local: but("1.log", with(tail[:mib+77], 71, mib)), kept: []DataFile{{"1.log", mib + 77}}, missed: mib - 77 + 500, linked: others("1.log")},
+		{name: "garbage, no checkpoint", local: but("2.log", with(short[:200000], 71, 100000)), missed: mib/2 - 150000, linked: others("2.log")},
+		{name: "checkpoint beyond the file", local: but("2.log", short[:1000]), kept: []DataFile{{"2.log", 2000}}, missed: mib/2 - 1000, linked: others("2.log")},
+		{name: "flipped first byte of the prefix", local: but("2.log", flip(short[:15000], 0)), missed: mib / 2, linked: others("2.log")},
+		{name: "flipped byte near the end of the prefix", local: but("2.log", flip(short[:15000], 14000)), missed: mib/2 - 7500, linked: others("2.log")},
+		{name: "flipped byte before the checkpointed length", local: but("2.log", flip(short[:15000], 11000)), kept: []DataFile{{"2.log", 12000}}, missed: mib/2 - 7500, linked: others("2.log")},
+		{name: "donor has the longer prefix", local: but("2.log", short[:1000]), donor: tree{"2.log": short[:5000]}, missed: mib/2 - 5000, linked: others("2.log")},
+		{name: "donor has the right prefix", local: but("2.log", flip(short[:9000], 5)), donor: tree{"2.log": short[:5000]}, missed: mib/2 - 5000, linked: others("2.log")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := newRig(t, all, threeNames...)
 			c.local.write(t, g.fs, GenDir(sinkDir, 1))
-			state(t, g.fs, GenDir(sinkDir, 1), 10, nil, nil)
+			state(t, g.fs, GenDir(sinkDir, 1), 10, nil, c.kept)
 			c.donor.write(t, g.fs, "/donor/g5")
 			g.opt.Donors = []string{"/nothing", "/donor/g5"}
 			got, err := g.fetch()
@@ -138,7 +165,8 @@ func TestFetchRetargets(t *testing.T) {
 	g.pin = must(g.server.Pin(testGroup, testReplica, srcDir, sinkNode))
 	got := must(g.fetch())
 	g.check(g.fs, got.Dir)
-	if missing := int64(mib + mib/2 + 100); got.BytesReceived > missing+2*overhead {
+	// What was staged of 2.log is the beginning of its first chunk now.
+	if missing := int64(mib + 100); got.BytesReceived > missing+2*overhead {
 		t.Fatalf("received %d, missing were %d", got.BytesReceived, missing)
 	}
 	if gens := must(vfs.List(g.fs, sinkDir)); !slices.Equal(gens, []string{"g2"}) {

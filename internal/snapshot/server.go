@@ -170,6 +170,13 @@ func (s *Server) Transfers() []Transfer {
 // with a pin travels inside the reply; the error is for calls that are no
 // requests at all.
 func (s *Server) Handle(ctx context.Context, method string, req []byte) ([]byte, error) {
+	if method == MethodPrefixHash {
+		r, err := decodePrefixRequest(req)
+		if err != nil {
+			return nil, err
+		}
+		return s.prefixReply(ctx, r), nil
+	}
 	r, err := decodeRequest(req)
 	if err != nil {
 		return nil, err

@@ -24,6 +24,9 @@ type stagedFile struct {
 	holds    atomic.Int32 // chunks under way, and the planner while it plans
 	unsynced atomic.Int64
 	complete chan struct{} // closed once the file is verified under its own name
+	// locals may give the beginning of a chunk that is fetched. Nobody reads it
+	// once nothing is held.
+	locals []localFile
 }
 
 // fetchFiles brings every file of the manifest into staging, the checkpoint
@@ -168,33 +171,41 @@ func (t *transfer) stageFile(mf *ManifestFile, buf []byte) (*stagedFile, error) 
 	none := make([]bool, mf.Chunks())
 	// A complete file of an earlier Fetch is kept or copied from, never written
 	// to: it may be a link.
-	old, whole, err := t.hashCandidate(final, mf, none, buf)
+	old, err := t.hashCandidate(final, mf, none, buf)
 	if err != nil {
 		return nil, err
 	}
-	if whole {
+	if old.whole {
 		return nil, t.adopted(final, mf)
 	}
 	have := make([]bool, mf.Chunks())
-	if err := t.hashPart(final+partSuffix, mf, have, buf); err != nil {
+	part, err := t.hashPart(final+partSuffix, mf, have, buf)
+	if err != nil {
 		return nil, err
 	}
 	plan := filePlan{mf: mf, final: final, have: have}
 	plan.missing = mf.Size - t.bytesOf(mf, have)
-	plan.add(final, old)
+	plan.add(final, old.match)
 	for _, dir := range t.localDirs(mf) {
 		if len(have) > 0 && !slices.Contains(have, false) {
 			break
 		}
 		name := path.Join(dir, mf.Name)
-		match, whole, err := t.hashCandidate(name, mf, have, buf)
+		c, err := t.hashCandidate(name, mf, have, buf)
 		if err != nil {
 			return nil, err
 		}
-		if whole && t.link(name, final, mf) {
+		if c.whole && t.link(name, final, mf) {
 			return nil, t.adopted(final, mf)
 		}
-		plan.add(name, match)
+		plan.add(name, c.match)
+		if c.size > 0 && slices.Contains(have, false) {
+			plan.addLocal(localFile{name, c.size, t.keptBytes(dir, mf.Name)})
+		}
+	}
+	if mf.Name != CheckpointName { // two checkpoints have little in common
+		plan.addLocal(localFile{name: final, size: old.size})
+		plan.addLocal(localFile{name: final + partSuffix, size: part})
 	}
 	return t.buildPart(&plan, buf)
 }
@@ -205,7 +216,8 @@ type filePlan struct {
 	final   string
 	have    []bool // in the part file, or to be copied from a donor; the others are fetched
 	donors  []donor
-	missing int64 // bytes that are not in the part file
+	locals  []localFile // for the beginnings of chunks that are fetched
+	missing int64       // bytes that are not in the part file
 }
 
 // donor is a local file and the chunks to copy from it.
@@ -238,41 +250,47 @@ func (t *transfer) bytesOf(mf *ManifestFile, chunks []bool) int64 {
 }
 
 // hashPart finds out which chunks of a part file, if there is one, are right
-// already. One that is too long is removed, for files cannot be cut.
-func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []byte) (err error) {
+// already, and how long it is. One that is too long is removed, for files cannot be cut.
+func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []byte) (size int64, err error) {
 	st, err := t.r.opt.FS.Stat(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if st.Size() > mf.Size {
-		return t.r.opt.FS.Remove(name)
+		return 0, t.r.opt.FS.Remove(name)
 	}
 	f, err := t.r.opt.FS.Open(name)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if err := t.hashChunks(f, st.Size(), mf, have, have, buf); err != nil {
-		return err
+		return 0, err
 	}
 	t.place(t.bytesOf(mf, have), true)
-	return nil
+	return st.Size(), nil
+}
+
+// candidate is what a local file can give.
+type candidate struct {
+	match []bool // chunks
+	whole bool   // identical, synced, and fit to be linked (correctness rule 13: synced first, then hashed)
+	size  int64
 }
 
 // hashCandidate finds out which chunks that are not in have a local file can
-// give. whole says that the file is identical, synced, and fit to be linked
-// (correctness rule 13: synced first, then hashed). A file that cannot be
-// opened, synced or read gives nothing; err is the transfer's end.
-func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf []byte) (match []bool, whole bool, err error) {
+// give. A file that cannot be opened, synced or read gives nothing; err is the
+// transfer's end.
+func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf []byte) (c candidate, err error) {
 	f, err := t.r.opt.FS.Open(name)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
 			t.unreadable(name, err)
 		}
-		return nil, false, nil
+		return c, nil
 	}
 	defer func() {
 		if err := f.Close(); err != nil {
@@ -282,20 +300,21 @@ func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf
 	st, err := f.Stat()
 	if err != nil {
 		t.unreadable(name, err)
-		return nil, false, nil
+		return c, nil
 	}
 	linkable := st.Size() == mf.Size && !slices.Contains(have, true)
 	if linkable {
 		if err := f.SyncData(); err != nil {
 			t.unreadable(name, err)
-			return nil, false, nil
+			return c, nil
 		}
 	}
-	match = make([]bool, mf.Chunks())
-	if err := t.hashChunks(f, st.Size(), mf, have, match, buf); err != nil {
-		return nil, false, err
+	c.size, c.match = st.Size(), make([]bool, mf.Chunks())
+	if err := t.hashChunks(f, c.size, mf, have, c.match, buf); err != nil {
+		return candidate{}, err
 	}
-	return match, linkable && !slices.Contains(match, false), nil
+	c.whole = linkable && !slices.Contains(c.match, false)
+	return c, nil
 }
 
 func (t *transfer) unreadable(name string, err error) {
@@ -364,7 +383,7 @@ func (t *transfer) buildPart(p *filePlan, buf []byte) (*stagedFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	sf := &stagedFile{mf: p.mf, final: p.final, f: f, complete: make(chan struct{})}
+	sf := &stagedFile{mf: p.mf, final: p.final, f: f, complete: make(chan struct{}), locals: p.locals}
 	sf.holds.Store(1)
 	t.open = append(t.open, sf)
 	// The entry is made durable now, so that what is synced later can be found.
@@ -448,7 +467,7 @@ func (t *transfer) work() {
 }
 
 func (t *transfer) doJob(j job, buf []byte) error {
-	b, err := t.fetchChunk(j.f.mf, j.chunk, buf)
+	b, reused, err := t.fetchChunk(j.f.mf, j.chunk, buf, t.localPrefix(j, buf))
 	if err != nil {
 		return err
 	}
@@ -456,7 +475,8 @@ func (t *transfer) doJob(j job, buf []byte) error {
 	if err := t.write(j.f, off, b); err != nil {
 		return err
 	}
-	t.place(int64(n), false)
+	t.place(int64(reused), true)
+	t.place(int64(n-reused), false)
 	return t.drop(j.f, buf)
 }
 
@@ -467,6 +487,7 @@ func (t *transfer) drop(sf *stagedFile, buf []byte) error {
 		return nil
 	}
 	name := sf.final + partSuffix
+	sf.locals = nil
 	invariant.Point("snapshot.stage.sync")
 	if err := sf.f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", name, err)

@@ -27,10 +27,10 @@ func TestDecide(t *testing.T) {
 	all := []ident.NodeID{1, 2, 3}
 	hello := func(n ident.NodeID, st ident.StoreID, state State) Hello {
 		h := Hello{Node: n, Store: st, State: state, PeersHash: "all"}
-		switch state {
-		case Prepared:
+		if state == Prepared {
 			h.Genesis = g
-		case Member:
+		}
+		if state == Member {
 			h.Cluster = g.ClusterID
 		}
 		return h

@@ -88,10 +88,10 @@ func callError(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	st := status.Convert(err)
-	switch st.Code() {
-	case codes.DeadlineExceeded:
+	if st.Code() == codes.DeadlineExceeded {
 		return context.DeadlineExceeded
-	case codes.ResourceExhausted:
+	}
+	if st.Code() == codes.ResourceExhausted {
 		return fmt.Errorf("%w: %s", ErrTooLarge, st.Message())
 	}
 	return fmt.Errorf("%w: %s", ErrUnreachable, st.Message())

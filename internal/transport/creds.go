@@ -50,7 +50,6 @@ func serverOptions(t *Transport) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.WriteBufferSize(ioBuffer),
 		grpc.ReadBufferSize(ioBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.ConnectionTimeout(helloTimeout),
 		grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
@@ -70,7 +69,6 @@ func clientOptions(dial func(context.Context, string) (net.Conn, error)) []grpc.
 		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithWriteBufferSize(ioBuffer),
 		grpc.WithReadBufferSize(ioBuffer),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: helloTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: clientKeepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,

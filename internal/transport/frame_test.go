@@ -108,7 +108,7 @@ func FuzzUnpack(f *testing.F) {
 }
 
 func FuzzPreamble(f *testing.F) {
-	f.Add([]byte(preamble{version: protocolVersion, class: Append, from: 1, to: 2, hello: []byte("hi")}.encode().Materialize()))
+	f.Add(preamble{version: protocolVersion, class: Append, from: 1, to: 2, hello: []byte("hi")}.encode().Materialize())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := decodePreamble(b)
 		if err == nil && !bytes.Equal(p.encode().Materialize(), b) {

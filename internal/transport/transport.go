@@ -40,8 +40,9 @@ func (c Class) String() string {
 		return "append"
 	case bulk:
 		return "bulk"
+	default:
+		return fmt.Sprintf("class %d", uint8(c))
 	}
-	return fmt.Sprintf("class %d", uint8(c))
 }
 
 var (

@@ -35,7 +35,7 @@ func TestOrderAndPacking(t *testing.T) {
 		defer b.mu.Unlock()
 		var i int
 		if _, err := fmt.Sscanf(string(f[:10]), "%010d", &i); err != nil || i != next[c] || from.Node != 1 || from.Store != (ident.StoreID{1}) {
-			done <- fmt.Errorf("%s frame %q of %+v where %d is next: %v", c, f[:10], from, next[c], err)
+			done <- fmt.Errorf("%s frame %q of %+v where %d is next: %w", c, f[:10], from, next[c], err)
 		}
 		if next[c]++; next[c] == n {
 			done <- nil
@@ -48,7 +48,7 @@ func TestOrderAndPacking(t *testing.T) {
 			for i := range n {
 				head := fmt.Appendf(nil, "%010d", i)
 				for !a.t.Send(2, c, head, pad[:i%40], pad[:(i%50)/49*5000]) {
-					time.Sleep(time.Millisecond) // the queue is full
+					runtime.Gosched() // the queue is full
 				}
 			}
 		}()

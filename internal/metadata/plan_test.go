@@ -157,6 +157,7 @@ func (s *sim) apply(t fataler, st Step) {
 			s.voters = without(s.voters, id)
 		}
 		s.learners = append(s.learners, st.Demote...)
+	case StepReport: // changes nothing here
 	}
 	kept := 0
 	for _, id := range before {

@@ -64,14 +64,10 @@ func newBootstrapper(s *session) *bootstrapper {
 	return b
 }
 
-// greeted notes the latest Hello of a connected peer; nil: it is gone.
-func (b *bootstrapper) greeted(node ident.NodeID, h *identity.Hello) {
+// greeted notes the latest Hello of a peer. It counts while the peer is connected.
+func (b *bootstrapper) greeted(h identity.Hello) {
 	b.mu.Lock()
-	if h == nil {
-		delete(b.live, node)
-	} else {
-		b.live[node] = *h
-	}
+	b.live[h.Node] = h
 	b.mu.Unlock()
 	b.changed.notify()
 }
@@ -117,17 +113,31 @@ func (b *bootstrapper) becomeMember(ctx context.Context) error {
 		case <-time.After(bootRetry):
 		}
 	}
+	b.tellStrangers()
 	return b.ensureMeta()
+}
+
+// tellStrangers says Hello anew if a node is connected that is no founder: it
+// waits to see a member, and knows this one as it was before.
+func (b *bootstrapper) tellStrangers() {
+	g := b.s.store.Genesis()
+	if g == nil {
+		return // this store joined: there were members to see before it
+	}
+	for _, h := range b.situation().Live {
+		if !g.Names(h.Store) {
+			b.s.tr.Rehello()
+			return
+		}
+	}
 }
 
 func (b *bootstrapper) describe(act identity.Action, err error) string {
 	switch {
 	case err != nil:
 		return err.Error()
-	case act.Kind == identity.ActWait && len(act.Missing) > 0:
-		return fmt.Sprintf("waiting for nodes %v", act.Missing)
-	case act.Kind == identity.ActWait:
-		return "waiting for a member of the cluster"
+	case act.Why != "":
+		return act.Why
 	default:
 		return "founding or joining a cluster"
 	}
@@ -150,7 +160,10 @@ func (b *bootstrapper) carryOut(ctx context.Context, sit identity.Situation, act
 	case identity.ActCommit:
 		return st.Commit()
 	case identity.ActUnprepare:
-		return st.Unprepare()
+		if err := st.Unprepare(); err != nil {
+			return err
+		}
+		b.s.tr.Rehello() // the proposer waits for this
 	case identity.ActJoin:
 		return b.join(ctx, act.Via)
 	case identity.ActWait:
@@ -190,21 +203,23 @@ func (b *bootstrapper) propose(ctx context.Context, g *identity.Genesis) error {
 	return nil
 }
 
-func (b *bootstrapper) servePrepare(data []byte) error {
+func (b *bootstrapper) servePrepare(from ident.StoreID, data []byte) error {
 	g := &identity.Genesis{}
 	if err := json.Unmarshal(data, g); err != nil {
 		return fmt.Errorf("genesis: %w", err)
 	}
+	if g.Proposer != from {
+		return fmt.Errorf("store %s sends the genesis of store %s", from, g.Proposer)
+	}
 	return b.s.store.Prepare(g)
 }
 
-func (b *bootstrapper) serveCommit(cluster string) error {
-	g := b.s.store.Genesis()
-	if g == nil || g.ClusterID != cluster {
-		return fmt.Errorf("node %d has not prepared cluster %s", b.s.node, cluster)
+func (b *bootstrapper) serveCommit(from ident.StoreID, cluster string) error {
+	if g := b.s.store.Genesis(); g != nil && g.Proposer != from {
+		return fmt.Errorf("store %s commits the genesis of store %s", from, g.Proposer)
 	}
 	defer b.changed.notify()
-	return b.s.store.Commit()
+	return b.s.store.CommitTo(cluster)
 }
 
 // join asks a member to have this store registered, and makes its metadata replica.
@@ -289,11 +304,14 @@ func metaSpec(replica ident.ReplicaID) raftgroup.Spec {
 // ensureMeta makes a founder's metadata replica, unless it was made before. What
 // joined made its own before it became a member.
 func (b *bootstrapper) ensureMeta() error {
+	g := b.s.store.Genesis()
 	if b.s.host.Replica(ident.MetaGroup) != nil {
+		if g != nil && !b.s.store.Founded() {
+			return b.s.store.SetFounded() // the crash came between the two
+		}
 		return nil
 	}
-	g := b.s.store.Genesis()
-	if g == nil {
+	if g == nil || b.s.store.Founded() {
 		return &Error{Msg: "the metadata replica of this member is lost", Hint: "remove the data directory: the node comes back from its peers"}
 	}
 	i := slices.IndexFunc(g.Members, func(m identity.GenesisMember) bool { return m.Store == b.s.store.ID() })
@@ -304,5 +322,8 @@ func (b *bootstrapper) ensureMeta() error {
 	for _, m := range g.Members {
 		spec.Members = append(spec.Members, raftgroup.Member{Replica: m.MetaReplica, Node: m.Node, Store: m.Store, Learner: m.Learner})
 	}
-	return b.s.host.Create([]raftgroup.Spec{spec})
+	if err := b.s.host.Create([]raftgroup.Spec{spec}); err != nil {
+		return err
+	}
+	return b.s.store.SetFounded()
 }

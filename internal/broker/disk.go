@@ -14,9 +14,12 @@ import (
 // room that is given up when everything else is full, so that the raftlog, whose
 // failed write would end the node, always finds space (correctness rule 31).
 //
-//	free ≥ reserve + ballast  records are accepted; the ballast exists
-//	free < reserve            records are refused; reads, commits and elections go on
-//	free < reserve / 4        the ballast is given up too
+//	free ≥ reserve + in flight  records are accepted
+//	free < reserve + in flight  records are refused; reads, commits and elections go on
+//	free < reserve / 4          the ballast is given up too
+//
+// In flight is twice what was accepted and not answered: it will be written to the
+// log and to a segment. The space is looked at on a timer, and by Full at most every fullEvery.
 type disk struct {
 	fs      vfs.FS
 	dir     string
@@ -24,7 +27,10 @@ type disk struct {
 	ballast uint64
 	log     *slog.Logger
 	full    atomic.Bool
-	free    atomic.Uint64
+	looked  atomic.Int64 // when Full last looked, nanoseconds
+	// inFlight tells the bytes of requests accepted and not answered.
+	inFlight func() int64
+	free     atomic.Uint64
 	// onSpace is called when space has returned.
 	onSpace func()
 	has     bool // the ballast exists; watch's goroutine only
@@ -33,11 +39,12 @@ type disk struct {
 const (
 	ballastName  = "ballast"
 	diskInterval = 500 * time.Millisecond
+	fullEvery    = 5 * time.Millisecond
 )
 
 // newDisk takes the reserve from what the raftlog may need before old files are freed: two of its files.
 func newDisk(fs vfs.FS, dir string, logFileBytes int64, log *slog.Logger) *disk {
-	d := &disk{fs: fs, dir: dir, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes), log: log}
+	d := &disk{fs: fs, dir: dir, inFlight: func() int64 { return 0 }, onSpace: func() {}, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes), log: log}
 	if st, err := fs.Stat(path.Join(dir, ballastName)); err == nil {
 		d.has = st.Size() > 0
 	}
@@ -45,7 +52,27 @@ func newDisk(fs vfs.FS, dir string, logFileBytes int64, log *slog.Logger) *disk 
 }
 
 // Full tells whether records are refused.
-func (d *disk) Full() bool { return d.full.Load() }
+func (d *disk) Full() bool {
+	if at, now := d.looked.Load(), time.Now().UnixNano(); now-at >= int64(fullEvery) && d.looked.CompareAndSwap(at, now) {
+		if u, err := d.fs.GetDiskUsage(d.dir); err == nil {
+			d.judge(u.AvailBytes)
+		}
+	}
+	return d.full.Load()
+}
+
+// judge closes or opens the gate for records, with some slack between the two.
+func (d *disk) judge(free uint64) {
+	d.free.Store(free)
+	need := d.reserve + 2*uint64(max(0, d.inFlight()))
+	switch {
+	case free < need && d.full.CompareAndSwap(false, true):
+		d.log.Error("disk full: records are refused", "bytes", free, "reserve", need)
+	case free >= need+d.reserve/8 && d.full.CompareAndSwap(true, false):
+		d.log.Info("disk has space again: records are accepted", "bytes", free)
+		d.onSpace()
+	}
+}
 
 // size returns how large the file system is and how much of it is free; -1 if unknown.
 func (d *disk) size() (total, free int64) {
@@ -75,20 +102,9 @@ func (d *disk) look() {
 		d.log.Warn("disk usage unknown", "err", err)
 		return
 	}
-	d.free.Store(u.AvailBytes)
-	switch was := d.full.Load(); {
-	case u.AvailBytes < d.reserve:
-		if !was {
-			d.full.Store(true)
-			d.log.Error("disk full: records are refused", "bytes", u.AvailBytes, "reserve", d.reserve)
-		}
-		if d.has && u.AvailBytes < d.reserve/4 {
-			d.drop()
-		}
-	case was && u.AvailBytes >= d.reserve+d.reserve/8:
-		d.full.Store(false)
-		d.log.Info("disk has space again: records are accepted", "bytes", u.AvailBytes)
-		d.onSpace()
+	d.judge(u.AvailBytes)
+	if d.has && u.AvailBytes < d.reserve/4 {
+		d.drop()
 	}
 	if !d.has && u.AvailBytes >= d.reserve+2*d.ballast {
 		d.make()

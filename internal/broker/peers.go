@@ -60,7 +60,7 @@ func (h peerHandler) AcceptHello(b []byte) (transport.PeerInfo, error) {
 	if behind := s.memory.witness.Greeted(hello); behind != "" {
 		return info, fmt.Errorf("store %s of node %d is a restored copy: %s", hello.Store, hello.Node, behind)
 	}
-	s.boot.greeted(hello.Node, &hello)
+	s.boot.greeted(hello)
 	return info, nil
 }
 
@@ -147,9 +147,9 @@ func (h peerHandler) Call(ctx context.Context, from transport.PeerInfo, method s
 	case methodSubmit:
 		return s.serveSubmit(ctx, req)
 	case methodPrepare:
-		return nil, s.boot.servePrepare(req)
+		return nil, s.boot.servePrepare(from.Store, req)
 	case methodCommit:
-		return nil, s.boot.serveCommit(string(req))
+		return nil, s.boot.serveCommit(from.Store, string(req))
 	case methodJoin:
 		return s.serveJoin(ctx, from.Node, req)
 	}
@@ -178,7 +178,6 @@ func (h peerHandler) PeerUp(p transport.PeerInfo) {
 func (h peerHandler) PeerDown(node ident.NodeID) {
 	s := h.s
 	s.away.set(node, false)
-	s.boot.greeted(node, nil)
 	s.host.PeerDown(node)
 	s.changed.notify()
 	s.log.Info("disconnected", "peer", int32(node))

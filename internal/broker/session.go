@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"path"
@@ -142,10 +143,12 @@ func (s *session) openLog() (*raftlog.Log, error) {
 	l, err := raftlog.Open(opts)
 	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) {
 		s.log.Error("raftlog does not belong to the store: the store is lost and gets a new identity", "err", err)
+		// The log is put aside, not removed: an operator may want to look at it.
+		aside := fmt.Sprintf("%s.lost-%s", opts.Dir, s.store.ID())
 		if err := s.store.Renew(); err != nil {
 			return nil, err
 		}
-		if err := s.b.fs.RemoveAll(opts.Dir); err != nil {
+		if err := s.b.fs.Rename(opts.Dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		opts.Store, opts.Create = s.store.ID(), true
@@ -264,9 +267,11 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
+	memory := wire.NewQuota(requestMemory)
+	s.disk.inFlight = memory.Used
 	s.wire = wire.NewServer(wire.Options{
 		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: s.b.kafka, Logger: s.log}),
-		Memory:  wire.NewQuota(requestMemory), Logger: s.log,
+		Memory:  memory, Logger: s.log,
 	})
 	s.tasks.Go(func() {
 		if err := s.wire.Serve(s.ls.kafka); err != nil && !errors.Is(err, wire.ErrServerClosed) {

@@ -117,3 +117,19 @@ func TestCaptureIsPinned(t *testing.T) {
 	c.Published()
 	c.Release()
 }
+
+func TestDeletedTopics(t *testing.T) {
+	m := cluster(t, 1)
+	m.topic("a", 1, 1)
+	m.topic("b", 1, 1)
+	old := m.img()
+	m.must(&DeleteTopics{Topics: []TopicRef{{Name: "a"}, {Name: "b"}}})
+	m.topic("b", 1, 1) // made anew
+	m.topic("c", 1, 1)
+	if got := DeletedTopics(old, m.img()); len(got) != 1 || got[0] != "a" {
+		t.Fatal(got)
+	}
+	if got := DeletedTopics(m.img(), old); got != nil {
+		t.Fatalf("an older image tells nothing: %v", got)
+	}
+}

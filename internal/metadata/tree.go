@@ -182,3 +182,19 @@ func (i *Image) Retired(group ident.GroupID, replica ident.ReplicaID) bool {
 	}
 	return true
 }
+
+// DeletedTopics returns the names that cur no longer has and old, an earlier
+// Image, had: topics that were deleted for certain. That a name is missing in an
+// Image alone says nothing, for the Image may be behind the topic's creation.
+func DeletedTopics(old, cur *Image) []string {
+	var names []string
+	if old.Index > cur.Index {
+		return nil
+	}
+	for t := range old.Topics() {
+		if cur.Topic(t.Name) == nil {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}

@@ -25,9 +25,9 @@ type campaign struct {
 const (
 	campaignFirst = 50 * time.Millisecond  // the shortest hint
 	campaignRank  = 100 * time.Millisecond // between two voters in order
-	campaignRetry = 300 * time.Millisecond // after an attempt without an answer
+	campaignRetry = 100 * time.Millisecond // more, after an attempt that did not win
 	// campaignAttempts bounds the hints; after that raft's own timeout decides.
-	campaignAttempts = 6
+	campaignAttempts = 8
 )
 
 // peersChanged reacts to nodes that came and went.
@@ -149,6 +149,6 @@ func (r *Replica) campaignNow(o *outbox) {
 	r.handleReady(o)
 	if rs.lead == raft.None && rs.camp.attempts < campaignAttempts {
 		rs.camp.armed = true
-		r.h.timers.after(r.campaignDelay()+campaignRetry, r.Campaign)
+		r.h.timers.after(r.campaignDelay(), r.Campaign)
 	}
 }

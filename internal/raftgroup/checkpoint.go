@@ -190,6 +190,8 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 		if err == nil {
 			r.checkpointNow(why, nil)
 		}
+	} else if err == nil && a.open && !r.dying.Load() {
+		r.checkpointIfDue() // what was applied meanwhile may be enough for the next
 	}
 }
 

@@ -78,7 +78,7 @@ func (r *Replica) lostLog(o *outbox, m *pb.Message) bool {
 	if ident.Index(m.GetCommit()) <= rs.last || m.GetTerm() < uint64(rs.hs.Term) {
 		return false
 	}
-	r.quarantine(fmt.Errorf("%w: the leader remembers index %d as durable here, the log ends at %d", ErrCorrupt, m.GetCommit(), rs.last))
+	r.quarantineForGood(fmt.Errorf("%w: the leader remembers index %d as durable here, the log ends at %d", ErrCorrupt, m.GetCommit(), rs.last))
 	return true
 }
 

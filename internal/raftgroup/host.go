@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"chronik/internal/ident"
+	"chronik/internal/invariant"
 	"chronik/internal/raftlog"
 	"chronik/internal/snapshot"
 	"chronik/internal/transport"
@@ -290,26 +291,49 @@ func (h *Host) Remove(id ident.ReplicaID) error {
 	}
 	r.shutdown(ErrStopped)
 	<-r.done
+	// Files first: after a crash in between, the creation record still names the
+	// replica, and its owner removes it again. Nothing else would find the files.
+	if err := r.removeFiles(); err != nil {
+		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
+	}
+	invariant.Point("raftgroup.remove.files")
 	if err := h.opt.Log.Remove(id); err != nil {
 		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
 	}
-	h.mu.Lock()
-	delete(h.byReplica, id)
-	if h.byGroup[r.Group()] == r {
-		delete(h.byGroup, r.Group())
-		for _, o := range h.byReplica {
-			if cur := h.byGroup[o.Group()]; o.Group() == r.Group() && (cur == nil || cur.ID() < o.ID()) {
-				h.byGroup[o.Group()] = o
-			}
-		}
-	}
-	h.mu.Unlock()
+	h.forget(r)
+	return nil
+}
+
+func (r *Replica) removeFiles() error {
 	r.bg.Lock()
 	defer r.bg.Unlock()
-	if err := h.opt.FS.RemoveAll(r.base); err != nil {
-		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
+	if err := r.h.opt.FS.RemoveAll(r.base); err != nil {
+		return err
 	}
-	return vfs.SyncDir(h.opt.FS, h.opt.Dir)
+	return vfs.SyncDir(r.h.opt.FS, r.h.opt.Dir)
+}
+
+func (h *Host) forget(r *Replica) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.byReplica, r.ID())
+	if h.byGroup[r.Group()] != r {
+		return
+	}
+	delete(h.byGroup, r.Group())
+	for _, o := range h.byReplica {
+		if cur := h.byGroup[o.Group()]; o.Group() == r.Group() && (cur == nil || cur.ID() < o.ID()) {
+			h.byGroup[o.Group()] = o
+		}
+	}
+}
+
+// Quarantine ends a replica's part in its group for good, durably: this store
+// was found to be an older copy, say (correctness rule 18). Only Remove ends it.
+func (h *Host) Quarantine(id ident.ReplicaID, reason error) {
+	if r := h.byID(id); r != nil {
+		r.postLocal(localEvent{fn: func(*outbox) { r.quarantineForGood(reason) }})
+	}
 }
 
 // HandleFrame takes a raft frame from a peer: the transport's Handler.Frame.

@@ -3,8 +3,12 @@ package raftgroup
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path"
 
 	"go.etcd.io/raft/v3"
+
+	"chronik/internal/vfs"
 )
 
 // quarantine ends the replica's part in its group for good: it never votes,
@@ -18,6 +22,43 @@ func (r *Replica) quarantine(err error) {
 	r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
 	r.h.opt.Events.ReplacementNeeded(r.spec.Group, r.spec.Replica, err.Error())
 }
+
+// quarantineMark is the file in a replica's directory that says that it must
+// not take part again: its text is the reason.
+const quarantineMark = "quarantined"
+
+// quarantineForGood is for a replica whose durable state cannot be what the
+// group counts on: it must not vote after a restart either. An apply error is
+// not of that kind, the log is whole then. The mark is written in the
+// background; a crash before it is durable only means that the same is found again.
+func (r *Replica) quarantineForGood(err error) {
+	if r.ended() {
+		return
+	}
+	r.quarantine(err)
+	r.fetches.Go(func() {
+		r.bg.Lock()
+		defer r.bg.Unlock()
+		name := path.Join(r.base, quarantineMark)
+		if werr := vfs.WriteFileSync(r.h.opt.FS, name, []byte(err.Error()), vfs.CategoryNode); werr != nil {
+			r.log.Error("quarantine not written", "err", werr)
+		}
+	})
+}
+
+// readMark fails if the replica was quarantined for good.
+func (r *Replica) readMark() error {
+	reason, err := vfs.ReadFile(r.h.opt.FS, path.Join(r.base, quarantineMark), maxMarkBytes)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%w: quarantined before: %s", ErrCorrupt, reason)
+}
+
+const maxMarkBytes = 64 << 10
 
 // close refuses everything from now on and closes the state machine.
 func (r *Replica) close(st State, reason, err error) {

@@ -24,12 +24,17 @@ type ConfChange struct {
 	AddLearner []Member
 	AddVoter   []Member
 	Remove     []ident.ReplicaID
+	// Demote makes voters learners. A voter named in AddLearner instead means an
+	// outdated order, which apply refuses.
+	Demote []ident.ReplicaID
 }
 
 // toRaft encodes the change; its Context carries what raft does not: the
 // generation and where the newcomers live.
 func (c ConfChange) toRaft() *pb.ConfChangeV2 {
-	cc := &pb.ConfChangeV2{Context: encodeConfContext(c.Generation, slices.Concat(c.AddLearner, c.AddVoter))}
+	cc := &pb.ConfChangeV2{Context: encodeConfContext(confContext{
+		generation: c.Generation, added: slices.Concat(c.AddLearner, c.AddVoter), demoted: c.Demote,
+	})}
 	step := func(t pb.ConfChangeType, id ident.ReplicaID) {
 		n := uint64(id)
 		cc.Changes = append(cc.Changes, &pb.ConfChangeSingle{Type: t.Enum(), NodeId: &n})
@@ -40,17 +45,33 @@ func (c ConfChange) toRaft() *pb.ConfChangeV2 {
 	for _, m := range c.AddLearner {
 		step(pb.ConfChangeAddLearnerNode, m.Replica)
 	}
+	for _, id := range c.Demote {
+		step(pb.ConfChangeAddLearnerNode, id)
+	}
 	for _, id := range c.Remove {
 		step(pb.ConfChangeRemoveNode, id)
 	}
 	return cc
 }
 
-// encodeConfContext writes uvarints: 1 (version), generation, count; for each
-// member: replica, node, 16 bytes of store id.
-func encodeConfContext(gen uint64, members []Member) []byte {
-	b := binary.AppendUvarint([]byte{1}, gen)
-	return appendMembers(b, members)
+// confContext is what a change's entry says beside raft's own encoding.
+type confContext struct {
+	generation uint64
+	added      []Member
+	demoted    []ident.ReplicaID
+}
+
+// encodeConfContext writes 1 (version), then uvarints: generation, number of
+// added; for each: replica, node, 16 bytes of store id, 1 if learner; number of
+// demoted, each replica.
+func encodeConfContext(c confContext) []byte {
+	b := binary.AppendUvarint([]byte{1}, c.generation)
+	b = appendMembers(b, c.added)
+	b = binary.AppendUvarint(b, uint64(len(c.demoted)))
+	for _, id := range c.demoted {
+		b = binary.AppendUvarint(b, uint64(id))
+	}
+	return b
 }
 
 func appendMembers(b []byte, members []Member) []byte {
@@ -88,17 +109,24 @@ func (r *reader) members() []Member {
 	return out
 }
 
-func decodeConfContext(b []byte) (gen uint64, members []Member, err error) {
+func decodeConfContext(b []byte) (c confContext, err error) {
 	r := &reader{b: b}
 	if r.byte() != 1 {
 		r.bad = true
 	}
-	gen = r.uvarint()
-	members = r.members()
-	if r.bad || len(r.b) > 0 {
-		return 0, nil, fmt.Errorf("%w: membership context of %d bytes", ErrCorrupt, len(b))
+	c.generation = r.uvarint()
+	c.added = r.members()
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.bad = true
 	}
-	return gen, members, nil
+	for i := uint64(0); i < n && !r.bad; i++ {
+		c.demoted = append(c.demoted, ident.ReplicaID(r.uvarint()))
+	}
+	if r.bad || len(r.b) > 0 {
+		return confContext{}, fmt.Errorf("%w: membership context of %d bytes", ErrCorrupt, len(b))
+	}
+	return c, nil
 }
 
 // membership is the configuration at one applied index. It is immutable: a
@@ -115,17 +143,16 @@ type membership struct {
 // replica refuses the same changes (correctness rule 22). A refused change has
 // no effect and must not be handed to raft.
 func (m *membership) next(cc *pb.ConfChangeV2, last ident.Index) (*membership, error) {
-	gen := m.generation
-	var added []Member
+	ctx := confContext{generation: m.generation}
 	if !cc.LeaveJoint() {
 		var err error
-		if gen, added, err = decodeConfContext(cc.GetContext()); err != nil {
+		if ctx, err = decodeConfContext(cc.GetContext()); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrConfChangeRefused, err)
 		}
-		if gen < m.generation {
-			return nil, fmt.Errorf("%w: %d, applied is %d", ErrStaleGeneration, gen, m.generation)
+		if ctx.generation < m.generation {
+			return nil, fmt.Errorf("%w: %d, applied is %d", ErrStaleGeneration, ctx.generation, m.generation)
 		}
-		if err := m.refuseDemotion(cc); err != nil {
+		if err := m.refuseDemotion(cc, ctx.demoted); err != nil {
 			return nil, err
 		}
 	}
@@ -133,17 +160,19 @@ func (m *membership) next(cc *pb.ConfChangeV2, last ident.Index) (*membership, e
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfChangeRefused, err)
 	}
-	n := &membership{conf: cfg, generation: gen}
-	n.members = keepMembers(slices.Concat(m.members, added), cfg)
+	n := &membership{conf: cfg, generation: ctx.generation}
+	n.members = keepMembers(slices.Concat(m.members, ctx.added), cfg)
 	return n, nil
 }
 
-// refuseDemotion refuses to turn a voter back into a learner: only a repeated,
-// outdated order asks for that.
-func (m *membership) refuseDemotion(cc *pb.ConfChangeV2) error {
+// refuseDemotion refuses to turn a voter back into a learner unless that is
+// what was meant: else a repeated order to add a learner, of the generation under
+// which it became a voter meanwhile, would take the vote away.
+func (m *membership) refuseDemotion(cc *pb.ConfChangeV2, meant []ident.ReplicaID) error {
 	for _, c := range cc.GetChanges() {
-		if c.GetType() == pb.ConfChangeAddLearnerNode && slices.Contains(m.conf.GetVoters(), c.GetNodeId()) {
-			return fmt.Errorf("%w: replica %d votes already", ErrStaleGeneration, c.GetNodeId())
+		id := c.GetNodeId()
+		if c.GetType() == pb.ConfChangeAddLearnerNode && slices.Contains(m.conf.GetVoters(), id) && !slices.Contains(meant, ident.ReplicaID(id)) {
+			return fmt.Errorf("%w: replica %d votes already", ErrStaleGeneration, id)
 		}
 	}
 	return nil

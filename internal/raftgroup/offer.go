@@ -76,7 +76,9 @@ func (r *Replica) offerSnapshot(m *pb.Message) {
 		pin()
 		return
 	}
-	r.h.timers.after(min(offerBackoff<<min(of.attempts-2, 10), offerBackoffMax), pin)
+	wait := min(offerBackoff<<min(of.attempts-2, 10), offerBackoffMax)
+	of.heard = of.heard.Add(wait) // waiting is not silence
+	r.h.timers.after(wait, pin)
 }
 
 // pin has the checkpoint pinned in the background, unless the attempt is void by then.

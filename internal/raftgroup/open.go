@@ -132,6 +132,9 @@ func (r *Replica) load(c raftlog.Creation) (err error) {
 		}
 	}()
 	rs := &r.rs
+	if err := r.readMark(); err != nil {
+		return err
+	}
 	if rs.view = r.h.opt.Log.Replica(r.spec.Replica); rs.view == nil {
 		return fmt.Errorf("%w: the raftlog does not know the replica", ErrCorrupt)
 	}

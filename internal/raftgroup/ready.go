@@ -86,7 +86,8 @@ func (r *Replica) recovered(p any) {
 		err = fmt.Errorf("panic: %v", p)
 	}
 	r.log.Error("raft worker panicked", "err", err, "stack", string(debug.Stack()))
-	r.quarantine(fmt.Errorf("group %d replica %d: %w", r.spec.Group, r.spec.Replica, err))
+	// What raft refuses in a panic is durable state that contradicts the group's.
+	r.quarantineForGood(fmt.Errorf("group %d replica %d: %w", r.spec.Group, r.spec.Replica, err))
 }
 
 // stepProposals gives raft everything that was proposed, in runs of at most

@@ -114,10 +114,7 @@ func TestRejoinWithDiskThroughSnapshot(t *testing.T) {
 		id, store := f.id, f.store
 		disk := f.kill(0)
 		c.fill("k", 50, 150)
-		l := c.leader()
-		if st := l.replica().Status(); st.FirstIndex < 100 {
-			t.Fatalf("the leader's log still begins at %d", st.FirstIndex)
-		}
+		l := c.trimmedLeader(100)
 		back := c.boot(id, store, disk)
 		c.converge(150)
 		st := back.replica().Status()
@@ -239,7 +236,12 @@ func TestRule22StaleGenerationIsRefused(t *testing.T) {
 		c.eventually("joint configuration left", func() bool { return len(c.leader().replica().Status().Members) == 3 })
 		// The same order once more would turn a voter into a learner.
 		c.refused(ErrStaleGeneration, func(l *Replica, w Waiter) { l.AddLearner(fresh, 9, ProposeOptions{}, w) })
+		// Meant as a demotion it is done.
+		c.change(func(l *Replica, w Waiter) {
+			l.ProposeConfChange(ConfChange{Generation: 9, Demote: []ident.ReplicaID{99}}, ProposeOptions{}, w)
+		})
 		c.put("a", "1")
+		c.eventually("a learner again", func() bool { return c.nodes[4].replica().Status().Role == RoleLearner })
 		c.eventually("the newcomer has the write", func() bool { return c.nodes[4].sm().Len() == 1 })
 	})
 }
@@ -375,8 +377,7 @@ func TestRule28DeadFollowerHoldsNothing(t *testing.T) {
 		f := c.follower()
 		f.kill(0)
 		c.fill("k", 10, 60)
-		l := c.leader()
-		c.eventually("trimmed past it", func() bool { return l.replica().Status().FirstIndex > 40 })
+		c.trimmedLeader(40)
 	})
 }
 
@@ -391,7 +392,8 @@ func TestRule28AliveFollowerHoldsTheLog(t *testing.T) {
 			return it.kind == itemMessage && it.msg.GetType() == pb.MsgApp
 		})
 		c.fill("k", 10, 60)
-		c.eventually("checkpoint", func() bool { return l.replica().Status().SnapshotIndex > 40 })
+		l.replica().TakeCheckpoint(nil)
+		c.eventually("checkpoint", func() bool { return l.replica().Status().SnapshotIndex > 50 })
 		time.Sleep(3 * time.Second)
 		if st := l.replica().Status(); st.FirstIndex > 20 {
 			t.Fatalf("log begins at %d although a live follower needs index 13", st.FirstIndex)

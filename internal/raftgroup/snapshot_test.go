@@ -44,7 +44,11 @@ func TestReusedIDIsQuarantined(t *testing.T) {
 			t.Fatalf("status %+v", st)
 		}
 		c.put("more", "1")
-		// A quarantined replica never votes.
+		// A quarantined replica never votes, after a restart neither.
+		nd = c.boot(id, storeOf(id, 0), nd.kill(0))
+		if st := nd.replica().Status(); st.State != StateQuarantined {
+			t.Fatalf("status after a restart %+v", st)
+		}
 		for _, o := range c.nodes {
 			if o.id != id && o != l {
 				o.kill(0)
@@ -96,6 +100,15 @@ func TestRule10DroppedAppliesAnswer(t *testing.T) {
 			return f.replica().StateMachine().(*stallable).Len() == 85 && f.replica().Status().State == StateRunning
 		})
 	})
+}
+
+// trimmedLeader waits until the leader's log begins after an index.
+func (c *cluster) trimmedLeader(after ident.Index) *node {
+	c.t.Helper()
+	l := c.leader()
+	l.replica().TakeCheckpoint(nil)
+	c.eventually("log trimmed", func() bool { return l.replica().Status().FirstIndex > after })
+	return l
 }
 
 type stallable struct {
@@ -195,7 +208,7 @@ func TestRule16LeaderChangesInTransfer(t *testing.T) {
 		id, store := f.id, f.store
 		disk := f.kill(0)
 		c.fill("k", 20, 90)
-		l := c.leader()
+		l := c.trimmedLeader(80)
 		c.net.SetDelay(100*time.Millisecond, 150*time.Millisecond)
 		back := c.boot(id, store, disk)
 		c.eventually("receiving", func() bool { return back.replica().Status().State == StateReceiving })
@@ -220,7 +233,7 @@ func TestSourceDiesInTransfer(t *testing.T) {
 		id, store := f.id, f.store
 		disk := f.kill(0)
 		c.fill("k", 20, 90)
-		l := c.leader()
+		l := c.trimmedLeader(80)
 		c.net.SetDelay(50*time.Millisecond, 80*time.Millisecond)
 		back := c.boot(id, store, disk)
 		c.eventually("receiving", func() bool { return back.replica().Status().State == StateReceiving })

@@ -282,21 +282,13 @@ func (s *session) take(ctx context.Context, r *raftgroup.Replica, step metadata.
 		s.submitOnceInBackground(ctx, step.Report)
 		return
 	}
-	c := raftgroup.ConfChange{Generation: step.Generation, Remove: step.Remove}
+	c := raftgroup.ConfChange{Generation: step.Generation, Demote: step.Demote, Remove: step.Remove}
 	for _, a := range step.Add {
 		m := raftgroup.Member{Replica: a.ID, Node: a.Node, Store: a.Store}
 		if step.Kind == metadata.StepAddLearner {
 			c.AddLearner = append(c.AddLearner, m)
 		} else {
 			c.AddVoter = append(c.AddVoter, m)
-		}
-	}
-	img := s.meta.Image()
-	for _, id := range step.Demote {
-		if p := img.Partition(r.Group()); p != nil {
-			if d := p.Replica(id); d != nil {
-				c.AddLearner = append(c.AddLearner, raftgroup.Member{Replica: id, Node: d.Node, Store: d.Store})
-			}
 		}
 	}
 	key := fmt.Sprintf("conf %d", r.Group())

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -157,6 +159,9 @@ func (v *statusView) print(w io.Writer, l *listing) error {
 		return err
 	}
 	fmt.Fprintln(w)
+	slices.SortStableFunc(v.Replicas, func(a, b admin.Replica) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Node, b.Node))
+	})
 	commits := map[string]uint64{}
 	for _, r := range v.Replicas {
 		commits[r.Group] = max(commits[r.Group], r.CommitIndex)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"chronik/internal/ident"
 	"chronik/internal/identity"
@@ -24,6 +25,9 @@ type memory struct {
 	mu      sync.Mutex
 	upTo    ident.Index
 	written string // what the log's node record holds
+	// births and at: what the record says besides LSNs, and when it was written.
+	births string
+	at     time.Time
 }
 
 const memoryVersion = 1
@@ -72,6 +76,28 @@ func (m *memory) save(done func(error)) {
 		return
 	}
 	m.log.PutNode(blob, done)
+}
+
+// lsnEvery is how old the LSNs of the record may get. Each record raises this
+// node's own LSN, so two idle nodes would otherwise write about each other for ever.
+const lsnEvery = 10 * time.Second
+
+// keep saves the record soon if a store or a boot is new, else now and then.
+func (m *memory) keep() {
+	births := ""
+	for _, s := range m.witness.Sightings() {
+		births += fmt.Sprintf("%s %d %d,", s.Store, s.Boot, s.Run)
+	}
+	m.mu.Lock()
+	births += fmt.Sprint(m.upTo)
+	due := births != m.births || time.Since(m.at) >= lsnEvery
+	if due {
+		m.births, m.at = births, time.Now()
+	}
+	m.mu.Unlock()
+	if due {
+		m.save(nil)
+	}
 }
 
 // persist writes the record and waits until it is durable.

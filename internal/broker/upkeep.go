@@ -27,7 +27,7 @@ func (s *session) announce(ctx context.Context) {
 			return
 		case <-t.C:
 			s.gossip()
-			s.memory.save(nil)
+			s.memory.keep()
 		}
 	}
 }

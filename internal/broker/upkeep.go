@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"chronik/internal/ident"
@@ -39,7 +40,7 @@ func (s *session) upkeep(ctx context.Context) {
 	settings := time.NewTicker(settingsEvery)
 	defer retention.Stop()
 	defer settings.Stop()
-	topics := 0 // how many there were at the last look
+	seen := s.meta.Image() // at the last look
 	for {
 		select {
 		case <-ctx.Done():
@@ -47,15 +48,23 @@ func (s *session) upkeep(ctx context.Context) {
 		case <-settings.C:
 			img := s.meta.Image()
 			s.proposeSettings(ctx, img)
-			if img.TopicCount() < topics {
-				for _, c := range s.registry.allCoordinators() {
-					c.DropTopics(func(topic string) bool { return s.meta.Image().Topic(topic) == nil })
-				}
-			}
-			topics = img.TopicCount()
+			s.dropOffsets(seen, img)
+			seen = img
 		case <-retention.C:
 			s.retain(s.meta.Image(), time.Now())
 		}
+	}
+}
+
+// dropOffsets has the offsets committed for deleted topics forgotten. Only topics that an earlier
+// Image had count: one that this Image lacks may be one it does not know yet.
+func (s *session) dropOffsets(old, cur *metadata.Image) {
+	gone := metadata.DeletedTopics(old, cur)
+	if len(gone) == 0 {
+		return
+	}
+	for _, c := range s.registry.allCoordinators() {
+		c.DropTopics(func(topic string) bool { return slices.Contains(gone, topic) })
 	}
 }
 

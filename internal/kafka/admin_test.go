@@ -297,3 +297,33 @@ func TestProducerIDsAreUnique(t *testing.T) {
 	req.TransactionalID = ptr("t")
 	wantCode(t, "transactional", roundTrip[*kmsg.InitProducerIDResponse](t, h, req).ErrorCode, kerr.InvalidRequest)
 }
+
+func TestDescribeLogDirsChooses(t *testing.T) {
+	h, f := newHandler(t)
+	f.topic("a", 2, nil)
+	f.topic("b", 1, nil)
+	topic := func(name string, partitions ...int32) kmsg.DescribeLogDirsRequestTopic {
+		return kmsg.DescribeLogDirsRequestTopic{Topic: name, Partitions: partitions}
+	}
+	for _, tc := range []struct {
+		name   string
+		topics []kmsg.DescribeLogDirsRequestTopic // nil: all
+		want   int                                // partitions
+	}{
+		{"all", nil, 3},
+		{"none", []kmsg.DescribeLogDirsRequestTopic{}, 0},
+		{"no partitions of a topic", []kmsg.DescribeLogDirsRequestTopic{topic("a")}, 0},
+		{"some", []kmsg.DescribeLogDirsRequestTopic{topic("a", 1, 7, -1), topic("b", 0), topic("none", 0)}, 2},
+	} {
+		req := kmsg.NewPtrDescribeLogDirsRequest()
+		req.Version, req.Topics = 4, tc.topics
+		resp := roundTrip[*kmsg.DescribeLogDirsResponse](t, h, req)
+		got := 0
+		for _, wt := range resp.Dirs[0].Topics {
+			got += len(wt.Partitions)
+		}
+		if got != tc.want || resp.Dirs[0].TotalBytes != 1<<40 || resp.Dirs[0].UsableBytes != 1<<39 {
+			t.Errorf("%s: %+v", tc.name, resp.Dirs)
+		}
+	}
+}

@@ -96,6 +96,55 @@ func TestFetchGathersWhatItWaitsFor(t *testing.T) {
 	})
 }
 
+// TestFetchReadsAgainOnlyWhatMoved: a wait over many partitions costs what
+// arrives, not what is there.
+func TestFetchReadsAgainOnlyWhatMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		parts := f.topic("orders", 2, nil)
+		appendRecords(t, parts[0], 1)
+		req := waiting(0)
+		req.MinBytes = 4 * int32(len(batchOf(t, record.None, 1)))
+		other := req.Topics[0].Partitions[0]
+		other.Partition = 1
+		req.Topics[0].Partitions = append(req.Topics[0].Partitions, other)
+		done := make(chan kmsg.Response, 1)
+		go h.Serve(t.Context(), request(t, req), func(r kmsg.Response) { done <- r })
+		for range 3 {
+			synctest.Wait()
+			appendRecords(t, parts[1], 1)
+		}
+		<-done
+		if parts[0].reads != 1 || parts[1].reads != 3 {
+			t.Errorf("%d and %d reads, want 1 and 3", parts[0].reads, parts[1].reads)
+		}
+	})
+}
+
+// TestFetchDoesNotWaitForWhatDoesNotFit: a second partition's batch that is over
+// its limit will not fit later either.
+func TestFetchDoesNotWaitForWhatDoesNotFit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		parts := f.topic("orders", 2, nil)
+		appendRecords(t, parts[0], 1)
+		appendRecords(t, parts[1], 1, 2, 3)
+		req := waiting(0)
+		req.MinBytes = 1 << 19
+		other := req.Topics[0].Partitions[0]
+		other.Partition, other.PartitionMaxBytes = 1, 1
+		req.Topics[0].Partitions = append(req.Topics[0].Partitions, other)
+		began := time.Now()
+		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		if p := resp.Topics[0].Partitions; len(p[0].RecordBatches) == 0 || len(p[1].RecordBatches) != 0 {
+			t.Errorf("%d and %d bytes", len(p[0].RecordBatches), len(p[1].RecordBatches))
+		}
+	})
+}
+
 func TestFetchLimits(t *testing.T) {
 	h, f := newHandler(t)
 	parts := f.topic("orders", 3, nil)

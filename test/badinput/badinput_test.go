@@ -298,6 +298,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skip("mounting a tmpfs needs root")
 	}
 	dir := t.TempDir()
+	harness.Alone(t)
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=48m"); err != nil {
 		t.Skipf("mounting a tmpfs: %v", err)
 	}
@@ -351,6 +352,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	t.Logf("refused after %d records of 256 KiB", acked)
 	readBack(t, kafka, acked)
+	harness.Alone(t)
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size=256m"); err != nil {
 		t.Fatal(err)
 	}

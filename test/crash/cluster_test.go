@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -29,7 +31,13 @@ import (
 	"chronik/internal/vfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The tests wait for elections more than for the processor.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	dataDir    = "data"
@@ -37,11 +45,12 @@ const (
 	partitions = 3
 	fileBytes  = 64 << 10 // of a raftlog file: small, so that files are sealed, freed and reused
 	logBytes   = 1 << 20
-	threshold  = 40 // entries after which a checkpoint is taken
+	smallBytes = 8 << 10 // of a segment, if segments are to roll
+	threshold  = 40      // entries after which a checkpoint is taken
 )
 
 // settle is how long a cluster may take to do what it is about to do.
-const settle = 20 * time.Second
+const settle = 60 * time.Second
 
 // cluster is three nodes of this process on memory disks.
 type cluster struct {
@@ -273,16 +282,22 @@ func (c *cluster) client(opts ...kgo.Opt) *kgo.Client {
 	return cl
 }
 
-// createTopic makes the topic with segments of segmentBytes.
-func (c *cluster) createTopic(segmentBytes int) {
+// createTopic makes the topic, with small segments if they are to roll.
+func (c *cluster) createTopic(roll bool) {
 	c.t.Helper()
 	cl := c.client()
 	defer cl.Close()
-	size := fmt.Sprint(segmentBytes)
+	settings := map[string]*string{}
+	least := uint64(2) // the entries of a partition that is led: a seed, the leader's empty one
+	if roll {
+		size := fmt.Sprint(smallBytes)
+		settings["segment.bytes"] = &size
+		least++ // the settings, which the leader proposes when it next looks
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), settle)
 	defer cancel()
 	c.eventually("topic is made", func() error {
-		res, err := kadm.NewClient(cl).CreateTopic(ctx, partitions, 3, map[string]*string{"segment.bytes": &size}, topic)
+		res, err := kadm.NewClient(cl).CreateTopic(ctx, partitions, 3, settings, topic)
 		if err == nil {
 			err = res.Err
 		}
@@ -294,14 +309,40 @@ func (c *cluster) createTopic(segmentBytes int) {
 	c.eventually("its partitions are led", func() error {
 		for i := range c.nodes {
 			for p := range int32(partitions) {
-				if _, err := c.replica(i, p); err != nil {
-					return err
+				if r, err := c.replica(i, p); err != nil || r.AppliedIndex < least {
+					return fmt.Errorf("node %d: partition %d has applied %d of %d (%v)", i+1, p, r.AppliedIndex, least, err)
 				}
 			}
 		}
 		return nil
 	})
 	c.ready()
+}
+
+// segments counts the topic's segment files on node i's disk.
+func (c *cluster) segments(i int) (n int) {
+	c.t.Helper()
+	mem := c.disks[i].mem
+	root := dataDir + "/replicas"
+	for _, dir := range c.list(mem, root) {
+		for _, gen := range c.list(mem, path.Join(root, dir)) {
+			for _, name := range c.list(mem, path.Join(root, dir, gen)) {
+				if strings.HasSuffix(name, ".seg") {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+func (c *cluster) list(fs vfs.FS, dir string) []string {
+	c.t.Helper()
+	names, err := vfs.List(fs, dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return names
 }
 
 // digestsEqual compares what the nodes have of the topic's partitions, of which the highest ends are known.

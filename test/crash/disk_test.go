@@ -75,13 +75,13 @@ type disk struct {
 	late    sync.WaitGroup
 
 	mu      sync.Mutex
-	renamed map[string]string // a directory's last renamed-to name, until its sync
-	held    chan struct{}     // closed: raftlog syncs go on; nil: they are not held
-	waiting chan struct{}     // gets a token when a sync is held
+	named   map[string]bool // directories in which a checkpoint was named since their last sync
+	held    chan struct{}   // closed: raftlog syncs go on; nil: they are not held
+	waiting chan struct{}   // gets a token when a sync is held
 }
 
 func newDisk(mem *vfs.MemFS, p *power) *disk {
-	return &disk{FS: mem, mem: mem, power: p, renamed: map[string]string{}, waiting: make(chan struct{}, 1)}
+	return &disk{FS: mem, mem: mem, power: p, named: map[string]bool{}, waiting: make(chan struct{}, 1)}
 }
 
 // isLog tells whether a path is in the raftlog's directory.
@@ -179,9 +179,11 @@ func (d *disk) MkdirAll(name string, perm os.FileMode) error {
 
 func (d *disk) Rename(old, name string) error {
 	err := d.step(opRename, name, func() error {
-		d.mu.Lock()
-		d.renamed[path.Dir(path.Clean(name))] = path.Base(name)
-		d.mu.Unlock()
+		if isCheckpoint(name) {
+			d.mu.Lock()
+			d.named[path.Dir(path.Clean(name))] = true
+			d.mu.Unlock()
+		}
 		return d.mem.Rename(old, name)
 	})
 	d.saw(opRenamed, path.Clean(name))
@@ -205,13 +207,13 @@ func (d *disk) file(f pebble.File, name string, dir bool) pebble.File {
 	return &file{File: f, d: d, name: path.Clean(name), dir: dir}
 }
 
-// lastRenamed returns and forgets what was renamed in dir since its last sync.
-func (d *disk) lastRenamed(dir string) string {
+// namedCheckpoint tells, at a sync of dir, whether a checkpoint was named in it since the last one.
+func (d *disk) namedCheckpoint(dir string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	name := d.renamed[dir]
-	delete(d.renamed, dir)
-	return name
+	named := d.named[dir]
+	delete(d.named, dir)
+	return named
 }
 
 // file is an open file of a disk. It keeps the name it was opened by.

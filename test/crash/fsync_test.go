@@ -92,10 +92,11 @@ func (in *inspection) finish() {
 // all or by chance, and every record acknowledged so far is on a majority of the disks,
 // at its offset. Files roll, checkpoints are taken and the log is trimmed meanwhile.
 func TestFsyncIsReal(t *testing.T) {
-	const every, cuts = 9, 240
+	t.Parallel()
+	const every, cuts = 6, 220
 	c := newCluster(t, func(d *disk) { d.lag = 2 * time.Millisecond })
 	c.startAll()
-	c.createTopic(16 << 10)
+	c.createTopic(true)
 	in := newInspection(c)
 	in.l = newLoad(c, func(n int) {
 		switch {
@@ -124,6 +125,9 @@ func TestFsyncIsReal(t *testing.T) {
 	if r.SnapshotIndex < 3*threshold || r.FirstIndex <= r.SnapshotIndex/2 {
 		t.Errorf("no checkpoints were taken, or no log trimmed: %+v", r)
 	}
+	if n := c.segments(0); n < 2*partitions {
+		t.Errorf("%d segments: none has rolled", n)
+	}
 	t.Logf("%d cuts, %d records; %s is at index %d, checkpoint %d, log from %d", in.n, len(in.l.sofar()), r.Group, r.LastIndex, r.SnapshotIndex, r.FirstIndex)
 }
 
@@ -134,6 +138,8 @@ var faults = []struct {
 	judge func(d *disk, name string, dir bool) verdict
 	// replica: what a cut shows is a replica that cannot be opened, not a record on fewer than two disks.
 	replica bool
+	// segments: segments must roll.
+	segments bool
 }{
 	{name: "raftlog data", judge: only(func(_ *disk, name string, dir bool) bool { return isLog(name) && !dir })},
 	{name: "raftlog data in time", judge: func(_ *disk, name string, dir bool) verdict {
@@ -146,12 +152,12 @@ var faults = []struct {
 	{name: "segment data", judge: only(func(_ *disk, name string, _ bool) bool { return strings.HasSuffix(name, ".seg") })},
 	{name: "checkpoint data", judge: only(func(_ *disk, name string, _ bool) bool { return strings.HasPrefix(path.Base(name), "checkpoint") })},
 	{name: "checkpoint directory", judge: only(func(d *disk, name string, dir bool) bool {
-		return dir && isGeneration(name) && d.lastRenamed(name) == "checkpoint"
+		return dir && isGeneration(name) && d.namedCheckpoint(name)
 	})},
 	// The checkpoint's directory sync, the same directory's, follows before the log
 	// is trimmed. In between chance may keep the checkpoint's name and not the segment's.
-	{name: "segment directory", replica: true, judge: only(func(d *disk, name string, dir bool) bool {
-		return dir && isGeneration(name) && d.lastRenamed(name) != "checkpoint"
+	{name: "segment directory", replica: true, segments: true, judge: only(func(d *disk, name string, dir bool) bool {
+		return dir && isGeneration(name) && !d.namedCheckpoint(name)
 	})},
 	{name: "generation's parent", judge: only(func(_ *disk, name string, dir bool) bool {
 		return dir && path.Base(path.Dir(name)) == "replicas"
@@ -182,13 +188,14 @@ func isGeneration(name string) bool {
 // TestMissingFsyncIsNoticed leaves out one kind of sync at a time: the same check
 // as in TestFsyncIsReal must find that acknowledged records are lost.
 func TestMissingFsyncIsNoticed(t *testing.T) {
+	t.Parallel()
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			const every, most = 10, 2000
 			c := newCluster(t, func(d *disk) { d.judge = f.judge })
 			c.startAll()
-			c.createTopic(16 << 10)
+			c.createTopic(f.segments)
 			in := newInspection(c)
 			in.replica = f.replica
 			in.l = newLoad(c, func(n int) {

@@ -75,9 +75,43 @@ type Cluster struct {
 	cmd  *exec.Cmd
 }
 
+// machine is held while a test process runs processes of its own: 'go test ./...' runs
+// packages side by side, and a cluster measures time.
+var machine struct {
+	sync.Mutex
+	users int
+	file  *os.File
+}
+
+// Alone waits until no other test process runs a cluster, and holds that until the test ends.
+func Alone(tb testing.TB) {
+	tb.Helper()
+	machine.Lock()
+	defer machine.Unlock()
+	if machine.users == 0 {
+		f, err := os.OpenFile(filepath.Join(os.TempDir(), "chronik-test.lock"), os.O_CREATE|os.O_RDWR, 0o666)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			tb.Fatal(err)
+		}
+		machine.file = f
+	}
+	machine.users++
+	tb.Cleanup(func() {
+		machine.Lock()
+		defer machine.Unlock()
+		if machine.users--; machine.users == 0 {
+			_ = machine.file.Close() // and with it the lock
+		}
+	})
+}
+
 // Start runs a cluster until the test ends. Afterwards no log may show a panic.
 func Start(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
+	Alone(tb)
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}

@@ -31,6 +31,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
+	harness.Alone(t)
 	n := &node{t: t, exe: harness.Binary(t), dir: filepath.Join(t.TempDir(), "data"), kafka: harness.FreeAddr(t)}
 	n.args = []string{"start", "--data-dir", n.dir, "--kafka-addr", n.kafka, "--raft-addr", harness.FreeAddr(t), "--admin-addr", harness.FreeAddr(t)}
 	t.Cleanup(n.kill)

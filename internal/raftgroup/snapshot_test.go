@@ -61,54 +61,30 @@ func TestReusedIDIsQuarantined(t *testing.T) {
 	})
 }
 
-// Rule 10: a snapshot arrives while apply is stuck in older entries. They are
-// dropped, their responses are not, so apply goes on behind the snapshot.
-func TestRule10DroppedAppliesAnswer(t *testing.T) {
-	var gate chan struct{}
+// stuckCluster runs a test with a follower whose apply can be made to wait.
+func stuckCluster(t *testing.T, n int, test func(c *cluster, stick func(*node), release func())) {
 	var stuck atomic.Int32
-	inCluster(t, 3, func(c *cluster) {
+	var gate chan struct{}
+	inCluster(t, n, func(c *cluster) {
 		smallSteps(c)
 		gate = make(chan struct{})
-		tune := c.tune
-		c.tune = func(o *Options) {
-			tune(o)
-			at := o.Node
-			c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
-				sm, err := OpenMemory(fs, dir, blob, files)
-				return &stallable{MemoryStateMachine: sm.(*MemoryStateMachine), stall: func() {
-					if int32(at) == stuck.Load() {
-						<-gate
-					}
-				}}, err
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			var at int32
+			for id, nd := range c.nodes {
+				if nd.fs == fs {
+					at = int32(id)
+				}
 			}
+			sm, err := OpenMemory(fs, dir, blob, files)
+			return &stallable{MemoryStateMachine: sm.(*MemoryStateMachine), stall: func() {
+				if stuck.Load() == at {
+					<-gate
+				}
+			}}, err
 		}
 	}, func(c *cluster) {
-		c.create(3)
-		c.fill("k", 0, 5)
-		f := c.follower()
-		stuck.Store(int32(f.id))
-		c.fill("k", 5, 8) // stuck in apply, durable in its log
-		time.Sleep(time.Second)
-		c.net.Isolate(f.id)
-		c.fill("k", 8, 80)
-		c.net.HealAll()
-		c.eventually("installing", func() bool { return strings.Contains(c.logText.String(), "Installing snapshot for orders-0") })
-		time.Sleep(time.Second)
-		close(gate)
-		c.fill("k", 80, 85)
-		c.eventually("all applied", func() bool {
-			return f.replica().StateMachine().(*stallable).Len() == 85 && f.replica().Status().State == StateRunning
-		})
+		test(c, func(nd *node) { stuck.Store(int32(nd.id)) }, func() { close(gate) })
 	})
-}
-
-// trimmedLeader waits until the leader's log begins after an index.
-func (c *cluster) trimmedLeader(after ident.Index) *node {
-	c.t.Helper()
-	l := c.leader()
-	l.replica().TakeCheckpoint(nil)
-	c.eventually("log trimmed", func() bool { return l.replica().Status().FirstIndex > after })
-	return l
 }
 
 type stallable struct {
@@ -119,6 +95,97 @@ type stallable struct {
 func (s *stallable) Apply(es []Entry) ([]Result, error) {
 	s.stall()
 	return s.MemoryStateMachine.Apply(es)
+}
+
+func (nd *node) installing(c *cluster) {
+	c.t.Helper()
+	c.eventually("installing", func() bool { return strings.Contains(c.logText.String(), "Installing snapshot for orders-0") })
+	time.Sleep(time.Second)
+}
+
+// Rule 10: a snapshot arrives while apply is stuck in older entries, so many
+// that raft hands out no more. They are dropped, their responses are not: else
+// raft would count them as being applied for ever and hand out nothing again.
+func TestRule10DroppedAppliesAnswer(t *testing.T) {
+	stuckCluster(t, 3, func(c *cluster, stick func(*node), release func()) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		f := c.follower()
+		stick(f)
+		big := strings.Repeat("x", maxCommittedReady/3)
+		for i := 5; i < 8; i++ {
+			c.put(fmt.Sprintf("k%d", i), big)
+		}
+		time.Sleep(time.Second)
+		c.net.Isolate(f.id)
+		c.fill("k", 8, 80)
+		c.trimmedLeader(60)
+		c.net.HealAll()
+		f.installing(c)
+		release()
+		c.fill("k", 80, 85)
+		c.eventually("all applied", func() bool {
+			return f.replica().StateMachine().(*stallable).Len() == 85 && f.replica().Status().State == StateRunning
+		})
+	})
+}
+
+// Rule 10: a membership change that waited in apply is contained in the
+// snapshot that came meanwhile; given to raft now it would undo a later one.
+func TestRule10DroppedMembershipChange(t *testing.T) {
+	stuckCluster(t, 4, func(c *cluster, stick func(*node), release func()) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		fresh := Member{Replica: 99, Node: 4, Store: storeOf(4, 0)}
+		must(t, c.nodes[4].host.Create([]Spec{specFor(fresh, nil)}))
+		c.nodes[4].host.Start(testGroup)
+		f := c.nodes[c.leader().id%3+1]
+		stick(f)
+		c.fill("k", 5, 6)
+		c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 1, ProposeOptions{}, w) })
+		time.Sleep(time.Second)
+		c.net.Isolate(f.id)
+		c.change(func(l *Replica, w Waiter) {
+			l.ProposeConfChange(ConfChange{Generation: 2, AddVoter: []Member{fresh}}, ProposeOptions{}, w)
+		})
+		c.fill("k", 6, 80)
+		c.trimmedLeader(60)
+		before := c.logText.String()
+		c.net.HealAll()
+		c.eventually("the stuck one installs", func() bool {
+			return strings.Contains(c.logText.String()[len(before):], "Installing snapshot for orders-0")
+		})
+		time.Sleep(time.Second)
+		release()
+		c.eventually("the newcomer is a voter everywhere", func() bool {
+			for _, nd := range c.nodes {
+				m := nd.replica().Status().Members
+				if len(m) != 4 || m[3].Replica != 99 || m[3].Learner || nd.replica().Status().State != StateRunning {
+					return false
+				}
+			}
+			return true
+		})
+		var voters []uint64
+		done := make(chan struct{})
+		f.replica().postLocal(localEvent{fn: func(*outbox) {
+			voters = f.replica().rs.rn.Status().Config.Voters[0].Slice()
+			close(done)
+		}})
+		<-done
+		if len(voters) != 4 {
+			t.Fatalf("raft's voters at the follower: %v", voters)
+		}
+	})
+}
+
+// trimmedLeader waits until the leader's log begins after an index.
+func (c *cluster) trimmedLeader(after ident.Index) *node {
+	c.t.Helper()
+	l := c.leader()
+	l.replica().TakeCheckpoint(nil)
+	c.eventually("log trimmed", func() bool { return l.replica().Status().FirstIndex > after })
+	return l
 }
 
 // Rule 10: nothing is trimmed that raft does not know as applied.

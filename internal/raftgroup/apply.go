@@ -117,8 +117,7 @@ func (r *Replica) applyOne(it *applyItem) (done bool) {
 	case r.dying.Load():
 		return true
 	case it.install != nil:
-		r.installState(it.install)
-		return true
+		return r.installState(it.install)
 	}
 	if !r.applyEntries(it) {
 		return false

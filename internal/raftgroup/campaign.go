@@ -18,6 +18,8 @@ type campaign struct {
 	armed bool
 	// attempts since a leader was last known or the peers changed.
 	attempts int
+	// doubt: a leader became known in this pass; is its node connected?
+	doubt bool
 	// led: a leader was known since the process started.
 	led bool
 }
@@ -67,6 +69,24 @@ func (r *Replica) nodeDown(node ident.NodeID) {
 			r.offerFailed(f.Replica)
 		}
 	}
+}
+
+// doubtLeader looks at a leader that just became known. What a dead node sent
+// last may arrive after its PeerDown, and must not renew its lease here.
+func (r *Replica) doubtLeader(o *outbox) {
+	rs := &r.rs
+	if !rs.camp.doubt {
+		return
+	}
+	rs.camp.doubt = false
+	node := r.nodeOf(rs.lead)
+	if node == 0 || r.h.reachable(node) {
+		rs.camp.attempts = 0
+		return
+	}
+	_ = rs.rn.ForgetLeader() // never fails on a follower
+	r.handleReady(o)
+	r.considerCampaign(o)
 }
 
 // considerCampaign arms a hint if this voter knows no leader and a majority is connected.

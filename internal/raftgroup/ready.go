@@ -53,7 +53,7 @@ func (r *Replica) pass(o *outbox) {
 		r.stepClock(o, in)
 	}
 	r.handleReady(o)
-	r.settle(in)
+	r.settle(o, in)
 }
 
 // ended: nothing is stepped, sent or stored any more. Once quarantined, a
@@ -227,9 +227,7 @@ func (r *Replica) softState(ss *raft.SoftState) {
 		rs.termStart = 0
 		r.heardCommit(rs.last) // what a leader finds in its log is what it had to catch up with
 	}
-	if rs.lead != raft.None {
-		rs.camp.attempts = 0
-	}
+	rs.camp.doubt = rs.lead != raft.None && rs.role == raft.StateFollower
 }
 
 func (r *Replica) leadershipLost() {
@@ -292,11 +290,12 @@ func (r *Replica) ownEntries(es []*pb.Entry) {
 }
 
 // settle is the end of a pass: what follows from all that was stepped.
-func (r *Replica) settle(in *inbox) {
+func (r *Replica) settle(o *outbox, in *inbox) {
 	rs := &r.rs
 	if r.ended() {
 		return
 	}
+	r.doubtLeader(o)
 	if rs.role == raft.StateLeader && rs.termStart > 0 && !r.serving.Load() && r.applied.Load() >= uint64(rs.termStart) {
 		r.serving.Store(true)
 		rs.dirty = true

@@ -77,46 +77,44 @@ func topicOf(img *metadata.Image, group ident.GroupID) *metadata.Topic {
 	return img.Topic(p.Topic)
 }
 
-func (s *session) retain(img *metadata.Image, now time.Time) {
+// led calls fn for each topic partition this node leads, with its topic.
+func (s *session) led(img *metadata.Image, fn func(ident.GroupID, *partition.Partition, *metadata.Topic)) {
 	for group, p := range s.registry.allPartitions() {
 		if ok, _ := p.Leader(); !ok {
 			continue
 		}
-		t := topicOf(img, group)
-		if t == nil {
-			continue
+		if t := topicOf(img, group); t != nil {
+			fn(group, p, t)
 		}
+	}
+}
+
+func (s *session) retain(img *metadata.Image, now time.Time) {
+	s.led(img, func(group ident.GroupID, p *partition.Partition, t *metadata.Topic) {
 		set := img.Settings(t, s.node, nil)
 		if !set.Delete {
-			continue
+			return
 		}
 		if start, proposed := p.Retain(now, partition.Retention{Ms: set.RetentionMs, Bytes: set.RetentionBytes}); proposed {
 			s.log.Info("proposed a new log start", "topic", t.Name, "group", uint64(group), "offset", start)
 		}
-	}
+	})
 }
 
 // proposeSettings has a partition's group learn a change of the settings that
 // apply uses. They enter by an entry, never by configuration (correctness rule 1).
 func (s *session) proposeSettings(ctx context.Context, img *metadata.Image) {
-	for group, p := range s.registry.allPartitions() {
-		if ok, _ := p.Leader(); !ok {
-			continue
-		}
-		t := topicOf(img, group)
-		if t == nil {
-			continue
-		}
+	s.led(img, func(group ident.GroupID, p *partition.Partition, t *metadata.Topic) {
 		set := img.Settings(t, s.node, nil)
 		want := p.Config()
 		want.SegmentBytes, want.SegmentMs = set.SegmentBytes, set.SegmentMs
 		if want == p.Config() {
-			continue
+			return
 		}
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
 		if err := p.SetConfig(ctx, want); err != nil && ctx.Err() == nil {
 			s.log.Warn("settings not applied yet", "topic", t.Name, "group", uint64(group), "err", err)
 		}
-		cancel()
-	}
+	})
 }

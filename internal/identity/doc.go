@@ -5,7 +5,7 @@
 //
 // # store.id
 //
-//	line 1   "chronik-store 1 XXXXXXXX": format version, CRC32-C of line 2 in hexadecimal
+//	line 1   "chronik-store 1 CHECKSUM": format version, CRC32-C of line 2 in hexadecimal
 //	line 2   JSON: node, store, boot, state, cluster, genesis, join_only, founded
 //
 // It is replaced as a whole (temporary file, sync, rename, directory sync).

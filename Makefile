@@ -4,6 +4,7 @@ GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
+FUZZREST ?= 10s
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,8 +25,8 @@ lint: ## golangci-lint and gofumpt
 fmt: ## gofumpt everything
 	go run $(GOFUMPT) -w .
 
-fuzz: ## each fuzz target for FUZZTIME
-	@test/fuzz.sh $(FUZZTIME)
+fuzz: ## fuzz what reads disks and strangers for FUZZTIME, the rest for FUZZREST
+	@test/fuzz.sh $(FUZZTIME) $(FUZZREST)
 
 e2e: ## three stories with kafka-python 2.0.2 (needs python3)
 	@test/e2e/run.sh

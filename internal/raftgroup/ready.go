@@ -167,7 +167,7 @@ func (r *Replica) stepLocal(o *outbox, ev *localEvent) {
 		rs.durable = *ev.durable
 	}
 	if ev.conf != nil {
-		r.confChanged(ev.conf)
+		r.confChanged(o, ev.conf)
 	}
 	if ev.install != nil {
 		r.installDurable(ev.install)
@@ -339,7 +339,7 @@ func (r *Replica) announce() {
 // confChanged gives an accepted membership change to raft, before the response
 // of its entry (correctness rule 22). One that lies within an installed snapshot
 // is contained in it.
-func (r *Replica) confChanged(c *confApplied) {
+func (r *Replica) confChanged(o *outbox, c *confApplied) {
 	rs := &r.rs
 	if uint64(c.index) <= r.fence.Load() {
 		return
@@ -348,6 +348,11 @@ func (r *Replica) confChanged(c *confApplied) {
 	invariant.Check(cs.Equivalent(c.after.conf) == nil, "group %d: raft's configuration %v at %d, applied was %v", r.spec.Group, cs, c.index, c.after.conf)
 	rs.lastConf = c.index
 	r.setMembers(c.after)
+	if _, ok := c.after.find(ident.ReplicaID(rs.lead)); !ok && rs.lead != raft.None && rs.role == raft.StateFollower {
+		_ = rs.rn.ForgetLeader() // it stepped down on its removal: do not wait for its lease to run out
+		r.handleReady(o)
+		r.considerCampaign(o)
+	}
 }
 
 func (r *Replica) setMembers(m *membership) {

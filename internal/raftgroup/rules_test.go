@@ -262,6 +262,27 @@ func TestRule22IdleGroupLeavesJoint(t *testing.T) {
 	})
 }
 
+// A leader that is taken out is followed at once.
+func TestRemovedLeaderIsFollowedSoon(t *testing.T) {
+	inCluster(t, 4, nil, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		fresh := Member{Replica: 99, Node: 4, Store: storeOf(4, 0)}
+		must(t, c.nodes[4].host.Create([]Spec{specFor(fresh, nil)}))
+		c.nodes[4].host.Start(testGroup)
+		c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 1, ProposeOptions{}, w) })
+		c.eventually("caught up", func() bool { return c.nodes[4].sm().Len() == 5 })
+		l := c.leader()
+		start := time.Now()
+		c.change(func(r *Replica, w Waiter) { r.ReplaceVoter(fresh, l.replica().ID(), 1, ProposeOptions{}, w) })
+		c.eventually("another leads", func() bool { o := c.leads(); return o != nil && o != l })
+		if took := time.Since(start); took > 600*time.Millisecond {
+			t.Fatalf("after %v", took)
+		}
+		c.put("more", "1")
+	})
+}
+
 // Rule 14: a checkpoint from before a membership change is not offered.
 func TestRule14SnapshotHoldsTheNewcomer(t *testing.T) {
 	inCluster(t, 4, smallSteps, func(c *cluster) {

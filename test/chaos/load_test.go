@@ -1,0 +1,386 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"chronik/test/harness"
+)
+
+// loadOptions says what a load produces.
+type loadOptions struct {
+	topic      string // "load" when empty
+	partitions int    // 6 when 0
+	size       int    // of a record's value, at least what names it
+	window     int    // records outstanding a partition; 50 when 0
+	acks1      bool   // acks=1 without idempotence: a record may come twice
+	settings   []string
+	rate       time.Duration // between two records of a partition; 0: as fast as acknowledged
+}
+
+// load keeps records outstanding on every partition until finished, reads along,
+// and knows which record was acknowledged where.
+type load struct {
+	t      *testing.T
+	c      *harness.Cluster
+	o      loadOptions
+	cl     *kgo.Client
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	parts  []partLoad
+	slow   []time.Duration // acknowledgement latencies
+}
+
+type partLoad struct {
+	acked   map[int64]int // offset -> record number
+	lastAck time.Time
+	worst   time.Duration // longest time without an acknowledgement since worstGap was last asked
+	sent    int
+	read    int64 // next offset of the one who reads along
+}
+
+func startLoad(t *testing.T, c *harness.Cluster, o loadOptions) *load {
+	t.Helper()
+	if o.topic == "" {
+		o.topic = "load"
+	}
+	if o.partitions == 0 {
+		o.partitions = 6
+	}
+	if o.window == 0 {
+		o.window = 50
+	}
+	l := &load{t: t, c: c, o: o, parts: make([]partLoad, o.partitions)}
+	for i := range l.parts {
+		l.parts[i].acked = map[int64]int{}
+	}
+	c.CreateTopic(o.topic, o.partitions, append([]string{"max.message.bytes=4194304"}, o.settings...)...)
+	opts := []kgo.Opt{
+		kgo.DefaultProduceTopic(o.topic), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(2 * time.Millisecond),
+		kgo.MaxBufferedRecords(100 * o.partitions), kgo.ProduceRequestTimeout(3 * time.Second), kgo.RequestTimeoutOverhead(2 * time.Second),
+		kgo.ProducerBatchMaxBytes(2 << 20),
+	}
+	if o.acks1 {
+		opts = append(opts, kgo.RequiredAcks(kgo.LeaderAck()), kgo.DisableIdempotentWrite(), kgo.MaxProduceRequestsInflightPerBroker(1))
+	}
+	l.cl = c.Client(opts...)
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	for p := range o.partitions {
+		l.wg.Go(func() { l.produce(ctx, p) })
+	}
+	l.wg.Go(func() { l.readAlong(ctx) })
+	c.Eventually(20*time.Second, "load runs", func() error { return l.acceptedSince(time.Time{}) })
+	return l
+}
+
+// value is record n of partition p: its name, and bytes that follow from it.
+func (l *load) value(p, n int) []byte {
+	v := fmt.Appendf(nil, "%d:%d:", p, n)
+	x := uint64(p)<<32 | uint64(n)
+	for len(v) < l.o.size {
+		x = x*6364136223846793005 + 1442695040888963407
+		v = append(v, byte(x>>56))
+	}
+	return v
+}
+
+func (l *load) produce(ctx context.Context, p int) {
+	window := make(chan struct{}, l.o.window)
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			l.parts[p].sent = n
+			return
+		case window <- struct{}{}:
+		}
+		if l.o.rate > 0 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(l.o.rate):
+			}
+		}
+		began := time.Now()
+		l.cl.Produce(context.Background(), &kgo.Record{Partition: int32(p), Value: l.value(p, n)}, func(r *kgo.Record, err error) {
+			<-window
+			if err != nil {
+				l.t.Errorf("produce record %d to %s-%d: %v", n, l.o.topic, p, err)
+				return
+			}
+			l.acknowledged(p, n, r.Offset, began)
+		})
+	}
+}
+
+func (l *load) acknowledged(p, n int, offset int64, began time.Time) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	pl := &l.parts[p]
+	if !pl.lastAck.IsZero() {
+		pl.worst = max(pl.worst, now.Sub(pl.lastAck))
+	}
+	pl.lastAck = now
+	l.slow = append(l.slow, now.Sub(began))
+	if was, ok := pl.acked[offset]; ok {
+		l.t.Errorf("offset %d of %s-%d was given to record %d and to %d", offset, l.o.topic, p, was, n)
+	}
+	pl.acked[offset] = n
+}
+
+// p99 returns the latency of acknowledgements since it was last asked, and how many there were.
+func (l *load) p99() (time.Duration, int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.slow
+	l.slow = nil
+	if len(s) == 0 {
+		return 0, 0
+	}
+	slices.Sort(s)
+	return s[len(s)*99/100], len(s)
+}
+
+// worstGap returns the longest time any partition went without an acknowledgement since it was last asked.
+func (l *load) worstGap() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	worst := time.Duration(0)
+	for i := range l.parts {
+		worst = max(worst, l.parts[i].worst)
+		l.parts[i].worst = 0
+	}
+	return worst
+}
+
+// acceptedSince tells whether every partition had a record acknowledged after t; some
+// are outstanding at all times.
+func (l *load) acceptedSince(t time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var late []int
+	for p := range l.parts {
+		if !l.parts[p].lastAck.After(t) {
+			late = append(late, p)
+		}
+	}
+	if len(late) > 0 {
+		return fmt.Errorf("partitions %v of %s accepted nothing since", late, l.o.topic)
+	}
+	return nil
+}
+
+// readAlong reads all partitions as they grow. Whatever a consumer sees stays.
+func (l *load) readAlong(ctx context.Context) {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(l.c.Bootstrap()...), kgo.ConsumeTopics(l.o.topic), kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond), kgo.FetchMaxBytes(8<<20), kgo.MetadataMinAge(50*time.Millisecond),
+		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }))
+	if err != nil {
+		l.t.Error(err)
+		return
+	}
+	defer cl.Close()
+	for ctx.Err() == nil {
+		fs := cl.PollFetches(ctx)
+		fs.EachError(func(_ string, p int32, err error) {
+			if ctx.Err() == nil {
+				l.t.Errorf("reading along %s-%d: %v", l.o.topic, p, err)
+			}
+		})
+		fs.EachRecord(func(r *kgo.Record) {
+			pl := &l.parts[r.Partition]
+			if r.Offset != pl.read {
+				l.t.Errorf("reading along %s-%d: offset %d came after %d", l.o.topic, r.Partition, r.Offset, pl.read-1)
+			}
+			pl.read = r.Offset + 1
+			if !l.o.acks1 && string(r.Value) != string(l.value(int(r.Partition), int(r.Offset))) {
+				l.t.Errorf("reading along %s-%d: offset %d holds %.40q", l.o.topic, r.Partition, r.Offset, r.Value)
+			}
+		})
+	}
+}
+
+// finish stops the load, lets everything outstanding be acknowledged, and checks:
+// nothing lost, nothing twice, order kept, replicas equal.
+func (l *load) finish() {
+	l.t.Helper()
+	l.cancel()
+	l.wg.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := l.cl.Flush(ctx); err != nil {
+		l.t.Fatalf("records remain unacknowledged: %v", err)
+	}
+	total := 0
+	for p := range l.o.partitions {
+		total += l.parts[p].sent
+		end := l.check(p)
+		l.c.Eventually(30*time.Second, "digests are equal", func() error { return l.c.DigestsEqual(l.o.topic, p, end) })
+	}
+	l.t.Logf("%d records of %s acknowledged, none lost, none changed", total, l.o.topic)
+}
+
+// check reads partition p back and returns its end. Without acks1, record i lies
+// at offset i, for all of them.
+func (l *load) check(p int) int64 {
+	l.t.Helper()
+	cl := l.c.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{l.o.topic: {int32(p): kgo.NewOffset().AtStart()}}),
+		kgo.FetchMaxWait(200*time.Millisecond), kgo.FetchMaxBytes(8<<20))
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	pl := &l.parts[p]
+	end := int64(pl.sent)
+	if l.o.acks1 {
+		end = l.highWatermark(p)
+	}
+	found, seen := 0, map[int]bool{}
+	for next := int64(0); next < end; {
+		fs := cl.PollFetches(ctx)
+		if ctx.Err() != nil {
+			l.t.Fatalf("%s-%d: read %d of %d records", l.o.topic, p, next, end)
+		}
+		fs.EachRecord(func(r *kgo.Record) {
+			if r.Offset != next {
+				l.t.Fatalf("%s-%d: offset %d where %d is next", l.o.topic, p, r.Offset, next)
+			}
+			next++
+			n := int(r.Offset)
+			if l.o.acks1 {
+				if _, err := fmt.Sscanf(string(r.Value), fmt.Sprintf("%d:%%d:", p), &n); err != nil {
+					l.t.Fatalf("%s-%d: offset %d holds %.40q: %v", l.o.topic, p, r.Offset, r.Value, err)
+				}
+			}
+			if string(r.Value) != string(l.value(p, n)) {
+				l.t.Fatalf("%s-%d: offset %d holds %.40q, want record %d", l.o.topic, p, r.Offset, r.Value, n)
+			}
+			if was, ok := pl.acked[r.Offset]; ok {
+				found++
+				if was != n {
+					l.t.Errorf("%s-%d: offset %d was acknowledged for record %d, holds %d", l.o.topic, p, r.Offset, was, n)
+				}
+			} else if !l.o.acks1 {
+				l.t.Errorf("%s-%d: offset %d holds record %d, which was acknowledged elsewhere", l.o.topic, p, r.Offset, n)
+			}
+			seen[n] = true
+		})
+	}
+	if found != len(pl.acked) || len(seen) != pl.sent {
+		l.t.Errorf("%s-%d: %d of %d acknowledged places found, %d of %d records", l.o.topic, p, found, len(pl.acked), len(seen), pl.sent)
+	}
+	return end
+}
+
+// highWatermark is the end of partition p as its leader says.
+func (l *load) highWatermark(p int) int64 {
+	l.t.Helper()
+	hw := int64(-1)
+	l.c.Eventually(20*time.Second, "a leader tells the end", func() error {
+		_, r, err := l.c.Leader(fmt.Sprintf("%s-%d", l.o.topic, p))
+		hw = r.HighWatermark
+		return err
+	})
+	return hw
+}
+
+// clusterView is what a test wants of /v1/cluster.
+type clusterView struct {
+	Topics []struct {
+		Topic      string          `json:"topic"`
+		Partitions []partitionView `json:"partitions"`
+	} `json:"topics"`
+	Internal []partitionView `json:"internal"`
+}
+
+type partitionView struct {
+	Group    string `json:"group"`
+	Replicas []struct {
+		Node    int  `json:"node"`
+		Joining bool `json:"joining"`
+		Lost    bool `json:"lost"`
+		Learner bool `json:"learner"`
+	} `json:"replicas"`
+}
+
+// whole tells whether every node serves, every group has its three plain members
+// everywhere, and nothing is received or quarantined any more.
+func whole(c *harness.Cluster) error {
+	for _, n := range c.Nodes() {
+		if err := c.Ready(n.ID); err != nil {
+			return err
+		}
+		var raw json.RawMessage
+		if err := c.Get(n.ID, "/v1/cluster", &raw); err != nil {
+			return err
+		}
+		var v clusterView
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return err
+		}
+		groups := v.Internal
+		for _, t := range v.Topics {
+			groups = append(groups, t.Partitions...)
+		}
+		for _, g := range groups {
+			if len(g.Replicas) != 3 {
+				return fmt.Errorf("node %d: %s has %d replicas: %+v", n.ID, g.Group, len(g.Replicas), g.Replicas)
+			}
+			for _, r := range g.Replicas {
+				if r.Joining || r.Lost || r.Learner {
+					return fmt.Errorf("node %d: %s is still being replaced: %+v", n.ID, g.Group, g.Replicas)
+				}
+			}
+		}
+		if err := members(c, n.ID, len(groups)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// members tells whether node id's replicas are plain running members.
+func members(c *harness.Cluster, id, groups int) error {
+	var v struct {
+		Replicas []struct {
+			Group  string `json:"group"`
+			State  string `json:"state"`
+			Role   string `json:"role"`
+			Reason string `json:"reason"`
+		} `json:"replicas"`
+	}
+	if err := c.Get(id, "/v1/replicas", &v); err != nil {
+		return err
+	}
+	if len(v.Replicas) != groups {
+		return fmt.Errorf("node %d has %d replicas of %d groups", id, len(v.Replicas), groups)
+	}
+	for _, r := range v.Replicas {
+		if r.State != "running" || r.Role == "learner" {
+			return fmt.Errorf("node %d: %s is %s %s %s", id, r.Group, r.State, r.Role, r.Reason)
+		}
+	}
+	return nil
+}
+
+// trouble returns the log lines of all nodes that a healthy run must not have.
+func trouble(c *harness.Cluster, allowed ...string) []string {
+	var bad []string
+	for line := range strings.SplitSeq(c.Logs(), "\n") {
+		if !strings.Contains(line, "level=ERROR") && !strings.Contains(line, "quarantined") && !strings.Contains(line, "chronik: error") {
+			continue
+		}
+		if !slices.ContainsFunc(allowed, func(s string) bool { return strings.Contains(line, s) }) {
+			bad = append(bad, line)
+		}
+	}
+	return bad
+}

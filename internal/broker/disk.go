@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"chronik/internal/vfs"
+	"chronik/internal/wire"
 )
 
 // disk watches the free space below the data directory. A ballast file keeps
@@ -28,8 +29,8 @@ type disk struct {
 	log     *slog.Logger
 	full    atomic.Bool
 	looked  atomic.Int64 // when Full last looked, nanoseconds
-	// inFlight tells the bytes of requests accepted and not answered.
-	inFlight func() int64
+	// memory holds the bytes of requests accepted and not answered.
+	memory *wire.Quota
 	free     atomic.Uint64
 	// onSpace is called when space has returned.
 	onSpace func()
@@ -43,8 +44,8 @@ const (
 )
 
 // newDisk takes the reserve from what the raftlog may need before old files are freed: two of its files.
-func newDisk(fs vfs.FS, dir string, logFileBytes int64, log *slog.Logger) *disk {
-	d := &disk{fs: fs, dir: dir, inFlight: func() int64 { return 0 }, onSpace: func() {}, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes), log: log}
+func newDisk(fs vfs.FS, dir string, memory *wire.Quota, logFileBytes int64, log *slog.Logger) *disk {
+	d := &disk{fs: fs, dir: dir, memory: memory, onSpace: func() {}, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes), log: log}
 	if st, err := fs.Stat(path.Join(dir, ballastName)); err == nil {
 		d.has = st.Size() > 0
 	}
@@ -64,7 +65,7 @@ func (d *disk) Full() bool {
 // judge closes or opens the gate for records, with some slack between the two.
 func (d *disk) judge(free uint64) {
 	d.free.Store(free)
-	need := d.reserve + 2*uint64(max(0, d.inFlight()))
+	need := d.reserve + 2*uint64(max(0, d.memory.Used()))
 	switch {
 	case free < need && d.full.CompareAndSwap(false, true):
 		d.log.Error("disk full: records are refused", "bytes", free, "reserve", need)

@@ -49,6 +49,7 @@ type session struct {
 	leaders  *metadata.Leaders
 	registry *registry
 	handles  *segment.Handles
+	quota    *wire.Quota // bytes of Kafka requests in flight
 	wire     *wire.Server
 	boot     *bootstrapper
 
@@ -96,7 +97,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	cfg := b.opt.Config
 	s := &session{
 		b: b, cfg: cfg, log: b.log, node: cfg.Node.ID, ls: ls,
-		meta: metadata.NewStore(), registry: newRegistry(), handles: segment.NewHandles(0),
+		meta: metadata.NewStore(), quota: wire.NewQuota(requestMemory), registry: newRegistry(), handles: segment.NewHandles(0),
 		away: newAbsence(), kicked: make(chan struct{}, 1), fatal: make(chan error, 4), adminAddr: cfg.Admin.Listen,
 		metaCurrent: make(chan struct{}), dialed: map[ident.NodeID]string{},
 		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, strangers: map[ident.NodeID]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
@@ -124,7 +125,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 		return nil, err
 	}
 	s.openedLSN = s.rlog.DurableLSN()
-	s.disk = newDisk(b.fs, cfg.Node.DataDir, int64(cfg.Raftlog.FileBytes), s.log)
+	s.disk = newDisk(b.fs, cfg.Node.DataDir, s.quota, int64(cfg.Raftlog.FileBytes), s.log)
 	s.disk.look()
 	if err := s.openHost(); err != nil {
 		return nil, err
@@ -267,11 +268,9 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
-	memory := wire.NewQuota(requestMemory)
-	s.disk.inFlight = memory.Used
 	s.wire = wire.NewServer(wire.Options{
 		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: s.b.kafka, Logger: s.log}),
-		Memory:  memory, Logger: s.log,
+		Memory:  s.quota, Logger: s.log,
 	})
 	s.tasks.Go(func() {
 		if err := s.wire.Serve(s.ls.kafka); err != nil && !errors.Is(err, wire.ErrServerClosed) {

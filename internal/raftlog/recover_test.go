@@ -72,11 +72,18 @@ func TestSyncIsWhatMakesAppendsDurable(t *testing.T) {
 // quarantined, also where valid frames follow a torn one.
 func TestAnySubsetOfBlocksIsTorn(t *testing.T) {
 	mem := vfs.NewCrashableMem()
-	l := open(t, mem)
+	fs := &syncFS{FS: mem}
+	l := open(t, fs)
 	check(t, l.Create([]Creation{voter(5), voter(6)}))
 	check(t, add(l, 5, HardState{2, 0, 1}, run(5, 2, 2, 2, 1500)))
-	base := readFile(t, crash(mem, 0, 1), logPath(1))
-	done := make(chan error, 3)
+	done := make(chan error, 4)
+	// While one sync is held, three appends gather: they are one batch.
+	gate, entered := make(chan struct{}), make(chan struct{})
+	fs.set(func() { fs.gate, fs.entered = gate, entered })
+	l.Append(&Append{Replica: 6, HardState: HardState{1, 0, 1}, Done: func(err error) { done <- err }})
+	<-entered
+	base := readFile(t, mem, logPath(1)) // durable before the three are written
+	fs.set(func() { fs.gate, fs.entered = nil, nil })
 	for i := range 3 {
 		id := ident.ReplicaID(5 + i%2)
 		first := ident.Index(4)
@@ -91,7 +98,8 @@ func TestAnySubsetOfBlocksIsTorn(t *testing.T) {
 			Entries: run(id, first, 2, 3, 3500), Done: func(err error) { done <- err },
 		})
 	}
-	for range 3 {
+	gate <- struct{}{}
+	for range 4 {
 		check(t, <-done)
 	}
 	full := readFile(t, mem, logPath(1))

@@ -260,7 +260,9 @@ type Options struct {
 	// Workers is the number of raft workers and of apply workers beside the
 	// priority ones. Default: GOMAXPROCS.
 	Workers int
-	Policy  Policy
+	// MaxInflightBytes bounds the entries sent to a follower and not acknowledged [64 MiB].
+	MaxInflightBytes int64
+	Policy           Policy
 	// Compression of checkpoint blobs. The zero value is none.
 	Compression snapshot.Codec
 	// DiskReserve is how many bytes a snapshot transfer leaves free.

@@ -103,6 +103,10 @@ func (o *Options) complete() error {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
+	if o.MaxInflightBytes <= 0 {
+		o.MaxInflightBytes = 64 << 20
+	}
+	o.MaxInflightBytes = max(o.MaxInflightBytes, maxSizePerMsg) // raft refuses less
 	o.Policy.complete()
 	return vfs.MkdirAllSync(o.FS, o.Dir)
 }

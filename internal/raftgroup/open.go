@@ -21,7 +21,6 @@ import (
 const (
 	maxSizePerMsg      = 1 << 20
 	maxInflightMsgs    = 256
-	maxInflightBytes   = 64 << 20
 	maxUncommitted     = 64 << 20
 	maxCommittedReady  = 8 << 20
 	firstGeneration    = 1
@@ -276,7 +275,7 @@ func (r *Replica) startRaft(raftlog.Creation) error {
 		MaxCommittedSizePerReady:  maxCommittedReady,
 		MaxUncommittedEntriesSize: maxUncommitted,
 		MaxInflightMsgs:           maxInflightMsgs,
-		MaxInflightBytes:          maxInflightBytes,
+		MaxInflightBytes:          uint64(o.MaxInflightBytes),
 		CheckQuorum:               true,
 		PreVote:                   true,
 		DisableProposalForwarding: true,

@@ -3,7 +3,6 @@ package crash
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -205,10 +204,4 @@ func checkOrder(p int32, got []string) error {
 // missing lists which of the acknowledged records are not in got at their offset.
 func missing(acks []acked, got map[place]string) []acked {
 	return slices.DeleteFunc(slices.Clone(acks), func(a acked) bool { return got[a.place] == a.value })
-}
-
-// union adds b to a.
-func union(a, b map[place]string) map[place]string {
-	maps.Copy(a, b)
-	return a
 }

@@ -33,7 +33,7 @@ const (
 	msgHeartbeat = 8
 )
 
-// message is what a raft message on the wire says (docs/formats of raftgroup's frame).
+// message is what a raft message on the wire says (internal/raftgroup/frame.go draws it).
 type message struct {
 	kind                byte
 	from, to            ident.ReplicaID

@@ -145,7 +145,7 @@ func (b *Broker) supervise(ctx context.Context, s *session) {
 
 // renew gives the store of an ended session a new identity and opens it again.
 func (b *Broker) renew(old *session) (*session, error) {
-	if err := errors.Join(old.store.Renew(), old.store.Close()); err != nil {
+	if err := errors.Join(old.renewStore(), old.store.Close()); err != nil {
 		return nil, err
 	}
 	ls, err := b.listenAgain()

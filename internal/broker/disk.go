@@ -31,7 +31,7 @@ type disk struct {
 	looked  atomic.Int64 // when Full last looked, nanoseconds
 	// memory holds the bytes of requests accepted and not answered.
 	memory *wire.Quota
-	free     atomic.Uint64
+	free   atomic.Uint64
 	// onSpace is called when space has returned.
 	onSpace func()
 	has     bool // the ballast exists; watch's goroutine only

@@ -26,6 +26,7 @@ import (
 	"chronik/internal/segment"
 	"chronik/internal/snapshot"
 	"chronik/internal/transport"
+	"chronik/internal/vfs"
 	"chronik/internal/wire"
 )
 
@@ -138,18 +139,13 @@ func (s *session) setPhase(what string) { s.phase.Store(what) }
 // openLog opens the raftlog. A store without its log, or a log of another store, is lost (correctness rule 9).
 func (s *session) openLog() (*raftlog.Log, error) {
 	opts := raftlog.Options{
-		FS: s.b.fs, Dir: path.Join(s.cfg.Node.DataDir, "raftlog"), Store: s.store.ID(), Create: s.store.Blank(),
+		FS: s.b.fs, Dir: s.logDir(), Store: s.store.ID(), Create: s.store.Blank(),
 		MaxBytes: int64(s.cfg.Raftlog.MaxBytes), FileBytes: int64(s.cfg.Raftlog.FileBytes), Logger: s.log,
 	}
 	l, err := raftlog.Open(opts)
 	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) {
 		s.log.Error("raftlog does not belong to the store: the store is lost and gets a new identity", "err", err)
-		// The log is put aside, not removed: an operator may want to look at it.
-		aside := fmt.Sprintf("%s.lost-%s", opts.Dir, s.store.ID())
-		if err := s.store.Renew(); err != nil {
-			return nil, err
-		}
-		if err := s.b.fs.Rename(opts.Dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.renewStore(); err != nil {
 			return nil, err
 		}
 		opts.Store, opts.Create = s.store.ID(), true
@@ -161,6 +157,21 @@ func (s *session) openLog() (*raftlog.Log, error) {
 	rec := l.Recovery()
 	s.log.Info("opened raftlog", "files", rec.Files, "scanned", rec.Scanned, "lsn", rec.LastLSN, "took", rec.Took)
 	return l, nil
+}
+
+func (s *session) logDir() string { return path.Join(s.cfg.Node.DataDir, "raftlog") }
+
+// renewStore gives the store a new identity. Its log is put aside, not removed: an
+// operator may want to look at it.
+func (s *session) renewStore() error {
+	aside := fmt.Sprintf("%s.lost-%s", s.logDir(), s.store.ID())
+	if err := s.store.Renew(); err != nil {
+		return err
+	}
+	if err := s.b.fs.Rename(s.logDir(), aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return vfs.SyncDir(s.b.fs, s.cfg.Node.DataDir)
 }
 
 // openHost assembles transport, snapshots and groups. Nothing is released and nobody is spoken to yet.
@@ -187,7 +198,7 @@ func (s *session) openHost() error {
 		keep = -1 // raftgroup takes 0 for "the default"
 	}
 	s.host, err = raftgroup.NewHost(raftgroup.Options{
-		Node: s.node, Store: s.store.ID(), FS: s.b.fs, Dir: path.Join(s.cfg.Node.DataDir, "replicas"), Log: s.rlog,
+		Node: s.node, Store: s.store.ID(), FS: s.b.fs, Dir: s.replicasDir(), Log: s.rlog,
 		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
 		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes),

@@ -52,6 +52,9 @@ func (s *session) upkeep(ctx context.Context) {
 			seen = img
 		case <-retention.C:
 			s.retain(s.meta.Image(), time.Now())
+			if err := s.sweepDonors(s.meta.Image()); err != nil {
+				s.log.Warn("old replica directories not removed yet", "err", err)
+			}
 		}
 	}
 }

@@ -15,6 +15,7 @@ const (
 	gossipEvery    = time.Second
 	retentionEvery = 30 * time.Second
 	settingsEvery  = 5 * time.Second
+	settleTime     = 20 * time.Millisecond
 )
 
 // announce tells the peers on a timer what this node leads and how much of its log is durable,
@@ -42,20 +43,33 @@ func (s *session) upkeep(ctx context.Context) {
 	defer settings.Stop()
 	seen := s.meta.Image() // at the last look
 	for {
+		image, leaders := s.meta.Changed(), s.leaders.Changed()
+		img := s.meta.Image()
+		s.proposeSettings(ctx, img)
+		s.dropOffsets(seen, img)
+		seen = img
 		select {
 		case <-ctx.Done():
 			return
 		case <-settings.C:
-			img := s.meta.Image()
-			s.proposeSettings(ctx, img)
-			s.dropOffsets(seen, img)
-			seen = img
+		case <-image:
+			pause(ctx)
+		case <-leaders:
+			pause(ctx)
 		case <-retention.C:
 			s.retain(s.meta.Image(), time.Now())
 			if err := s.sweepDonors(s.meta.Image()); err != nil {
 				s.log.Warn("old replica directories not removed yet", "err", err)
 			}
 		}
+	}
+}
+
+// pause lets changes that come together be looked at together.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(settleTime):
 	}
 }
 

@@ -66,7 +66,7 @@ func startLoad(t *testing.T, c *harness.Cluster, o loadOptions) *load {
 	c.CreateTopic(o.topic, o.partitions, append([]string{"max.message.bytes=4194304"}, o.settings...)...)
 	opts := []kgo.Opt{
 		kgo.DefaultProduceTopic(o.topic), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(2 * time.Millisecond),
-		kgo.MaxBufferedRecords(100 * o.partitions), kgo.ProduceRequestTimeout(3 * time.Second), kgo.RequestTimeoutOverhead(2 * time.Second),
+		kgo.MaxBufferedRecords(100 * o.partitions), kgo.ProduceRequestTimeout(time.Second), kgo.RequestTimeoutOverhead(time.Second),
 		kgo.ProducerBatchMaxBytes(2 << 20),
 	}
 	if o.acks1 {

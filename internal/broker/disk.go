@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"chronik/internal/vfs"
-	"chronik/internal/wire"
 )
 
 // disk watches the free space below the data directory. A ballast file keeps
@@ -30,7 +29,7 @@ type disk struct {
 	full    atomic.Bool
 	looked  atomic.Int64 // when Full last looked, nanoseconds
 	// memory holds the bytes of requests accepted and not answered.
-	memory *wire.Quota
+	memory interface{ Used() int64 }
 	free   atomic.Uint64
 	// onSpace is called when space has returned.
 	onSpace func()
@@ -44,7 +43,7 @@ const (
 )
 
 // newDisk takes the reserve from what the raftlog may need before old files are freed: two of its files.
-func newDisk(fs vfs.FS, dir string, memory *wire.Quota, logFileBytes int64, log *slog.Logger) *disk {
+func newDisk(fs vfs.FS, dir string, memory interface{ Used() int64 }, logFileBytes int64, log *slog.Logger) *disk {
 	d := &disk{fs: fs, dir: dir, memory: memory, onSpace: func() {}, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes), log: log}
 	if st, err := fs.Stat(path.Join(dir, ballastName)); err == nil {
 		d.has = st.Size() > 0

@@ -67,11 +67,11 @@ func (m *memory) created(index ident.Index) {
 // save writes the record if it changed; done, if not nil, hears when it is durable.
 func (m *memory) save(done func(error)) {
 	m.mu.Lock()
+	defer m.mu.Unlock() // while the record is queued too: an older one must not follow a newer
 	blob := binary.BigEndian.AppendUint64([]byte{memoryVersion}, uint64(m.upTo))
 	blob = append(blob, m.witness.Encode()...)
 	same := string(blob) == m.written
 	m.written = string(blob)
-	m.mu.Unlock()
 	if same && done == nil {
 		return
 	}

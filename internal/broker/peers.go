@@ -89,6 +89,9 @@ func (s *session) lookAtMyself(h identity.Hello) {
 			continue
 		}
 		if behind := seen.Behind(s.store.Boot(), s.store.Run(), s.openedLSN); behind != "" {
+			s.mu.Lock()
+			s.restored = true // before another peer's arrival releases what must not vote
+			s.mu.Unlock()
 			s.endWith(fmt.Errorf("%w: node %d says: %s", errRestored, h.Node, behind))
 		}
 	}
@@ -201,6 +204,7 @@ func (s *session) release(group ident.GroupID) {
 	}
 	voters, greeted := 0, 0
 	s.mu.Lock()
+	restored := s.restored
 	for _, m := range r.Status().Members {
 		if m.Learner {
 			continue
@@ -211,7 +215,7 @@ func (s *session) release(group ident.GroupID) {
 		}
 	}
 	s.mu.Unlock()
-	if voters == 0 || greeted >= voters/2+1 {
+	if !restored && (voters == 0 || greeted >= voters/2+1) {
 		s.host.Start(group)
 	}
 }

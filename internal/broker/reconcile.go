@@ -214,8 +214,14 @@ func (s *session) askReplacement(ctx context.Context, group ident.GroupID, repli
 			delete(s.asking, replica)
 			s.mu.Unlock()
 		}()
+		if group != ident.MetaGroup {
+			select { // an Image as old as this node's checkpoint may not name the replica yet
+			case <-ctx.Done():
+			case <-s.metaCurrent:
+			}
+		}
 		for ctx.Err() == nil && !s.replacing(group, replica) {
-			_, err := s.submit(ctx, &metadata.ReplaceReplica{Group: group, Replica: replica, Reason: why})
+			err := s.replace(ctx, &metadata.ReplaceReplica{Group: group, Replica: replica, Reason: why})
 			if err == nil {
 				s.log.Info("asked for a replacement", "group", uint64(group), "replica", uint64(replica), "err", why)
 				s.kick()
@@ -228,6 +234,34 @@ func (s *session) askReplacement(ctx context.Context, group ident.GroupID, repli
 			}
 		}
 	})
+}
+
+// replace has cmd applied. Without a metadata replica no Image comes here, so the
+// successor of that one is made by what the answer says.
+func (s *session) replace(ctx context.Context, cmd *metadata.ReplaceReplica) error {
+	if cmd.Group != ident.MetaGroup {
+		_, err := s.submit(ctx, cmd)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
+	defer cancel()
+	reply, err := s.submitUntilProposed(ctx, cmd)
+	if err == nil {
+		err = reply.Err
+	}
+	if err != nil {
+		return err
+	}
+	res, ok := reply.Result.(*metadata.ReplaceReplicaResult)
+	if !ok || res.Store != s.store.ID() {
+		return fmt.Errorf("the metadata replica's successor is not for this store: %+v", reply.Result)
+	}
+	// Without CreatedAt: it says nothing about what else was created here.
+	if err := s.host.Create([]raftgroup.Spec{metaSpec(res.Replica)}); err != nil {
+		return err
+	}
+	s.release(ident.MetaGroup)
+	return nil
 }
 
 // replacing tells whether the Image already gives the replica's place to another, or never heard of it.

@@ -78,6 +78,7 @@ type session struct {
 	// strangers are configured peers that turned out to be of another cluster.
 	strangers map[ident.NodeID]bool
 	greeted   map[ident.NodeID]bool // peers whose Hello was accepted since the start, and this node
+	restored  bool                  // a peer remembers more of this store than it has
 
 	// life ends when the session stops, after the groups have.
 	life   context.Context
@@ -128,6 +129,10 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	s.openedLSN = s.rlog.DurableLSN()
 	s.disk = newDisk(b.fs, cfg.Node.DataDir, s.quota, int64(cfg.Raftlog.FileBytes), s.log)
 	s.disk.look()
+	s.wire = wire.NewServer(wire.Options{
+		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Logger: s.log}),
+		Memory:  s.quota, Logger: s.log,
+	})
 	if err := s.openHost(); err != nil {
 		return nil, err
 	}
@@ -280,10 +285,6 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
-	s.wire = wire.NewServer(wire.Options{
-		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: s.b.kafka, Logger: s.log}),
-		Memory:  s.quota, Logger: s.log,
-	})
 	s.tasks.Go(func() {
 		if err := s.wire.Serve(s.ls.kafka); err != nil && !errors.Is(err, wire.ErrServerClosed) {
 			s.endWith(fmt.Errorf("kafka address stopped: %w", err))
@@ -316,13 +317,10 @@ func (s *session) adoptAll() error {
 // stop ends everything in order: clients, groups, peers, log.
 func (s *session) stop(ctx context.Context) {
 	s.serving.Store(false)
-	if s.wire != nil {
-		short, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_ = s.wire.Close(short) // what did not finish is cut off
-		cancel()
-	} else {
-		_ = s.ls.kafka.Close()
-	}
+	short, cancel := context.WithTimeout(ctx, 2*time.Second)
+	_ = s.wire.Close(short) // what did not finish is cut off
+	cancel()
+	_ = s.ls.kafka.Close() // closed already if it was served
 	if err := s.host.Stop(ctx); err != nil {
 		s.log.Warn("groups stopped", "err", err)
 	}

@@ -80,10 +80,12 @@ func (s *session) submitOnce(ctx context.Context, cmd metadata.Command) (*metada
 
 func (s *session) forward(ctx context.Context, node ident.NodeID, kind string, data []byte) (*metadata.Reply, error) {
 	b, err := s.tr.Call(ctx, node, methodSubmit, data)
-	if errors.Is(err, transport.ErrUnreachable) {
+	switch {
+	case errors.Is(err, transport.ErrNotSent):
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
-	}
-	if err != nil {
+	case errors.Is(err, transport.ErrUnreachable): // the leader may have taken it before it went away
+		return nil, fmt.Errorf("%w: %w", raftgroup.ErrLeadershipLost, err)
+	case err != nil:
 		return nil, err
 	}
 	if len(b) == 0 {

@@ -35,7 +35,7 @@ func (t *Transport) Call(ctx context.Context, node ident.NodeID, method string, 
 	}
 	p := t.peer(node)
 	if p == nil {
-		return fail(ErrUnreachable)
+		return fail(ErrNotSent)
 	}
 	s, err := p.callStream(ctx)
 	if err != nil {
@@ -68,7 +68,7 @@ func (p *peer) callStream(ctx context.Context) (*outStream, error) {
 		return s, nil
 	}
 	if !soon {
-		return nil, ErrUnreachable
+		return nil, ErrNotSent
 	}
 	wait, cancel := context.WithTimeout(ctx, firstContact)
 	defer cancel()
@@ -79,7 +79,7 @@ func (p *peer) callStream(ctx context.Context) (*outStream, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	return nil, ErrUnreachable
+	return nil, ErrNotSent
 }
 
 // callError turns gRPC's error into ours. The callee's own errors do not pass here.

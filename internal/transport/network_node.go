@@ -134,7 +134,7 @@ func (nd *Node) Call(ctx context.Context, node ident.NodeID, method string, req 
 	}
 	n.mu.Unlock()
 	if s == nil {
-		return fail(ErrUnreachable)
+		return fail(ErrNotSent)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

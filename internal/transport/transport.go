@@ -49,6 +49,8 @@ var (
 	// ErrUnreachable says that a call did not reach the peer, or that the
 	// connection went away before the answer came: whether it ran is unknown.
 	ErrUnreachable = errors.New("node unreachable")
+	// ErrNotSent is the ErrUnreachable of a call that certainly did not run.
+	ErrNotSent = fmt.Errorf("%w: not sent", ErrUnreachable)
 	// ErrTooLarge says that a request or response is larger than MaxFrame.
 	ErrTooLarge = errors.New("message too large")
 	// ErrRemote is what every error returned by a peer's Handler.Call matches.
@@ -112,7 +114,7 @@ type Sender interface {
 	// modified any more. It never blocks; false means dropped: node unknown,
 	// not connected, its queue full, or the frame larger than MaxFrame.
 	Send(node ident.NodeID, class Class, bufs ...[]byte) bool
-	// Call asks node's Handler.Call. Errors: ErrUnreachable, ErrTooLarge,
+	// Call asks node's Handler.Call. Errors: ErrUnreachable (ErrNotSent if it certainly did not run), ErrTooLarge,
 	// ErrRemote, ctx's.
 	Call(ctx context.Context, node ident.NodeID, method string, req []byte) ([]byte, error)
 	// Connected tells whether node is up: between PeerUp and PeerDown.

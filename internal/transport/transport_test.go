@@ -277,7 +277,7 @@ func TestCalls(t *testing.T) {
 	if _, err := a.t.Call(ctx, 2, "echo", make([]byte, MaxFrame+1)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("request too large: %v", err)
 	}
-	if _, err := a.t.Call(ctx, 7, "echo", nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := a.t.Call(ctx, 7, "echo", nil); !errors.Is(err, ErrUnreachable) || !errors.Is(err, ErrNotSent) {
 		t.Errorf("unknown node: %v", err)
 	}
 	if _, err := a.t.Call(ctx, 2, strings.Repeat("m", 256), nil); err == nil {
@@ -301,12 +301,12 @@ func TestCalls(t *testing.T) {
 		<-hung
 		b.t.Close()
 	}()
-	if _, err := a.t.Call(ctx, 2, "hang", nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := a.t.Call(ctx, 2, "hang", nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrNotSent) {
 		t.Errorf("peer went away: %v", err)
 	}
 	a.awaitEvents(t, "up 2", "down 2")
 	begin := time.Now()
-	if _, err := a.t.Call(ctx, 2, "echo", nil); !errors.Is(err, ErrUnreachable) || time.Since(begin) > firstContact/2 {
+	if _, err := a.t.Call(ctx, 2, "echo", nil); !errors.Is(err, ErrNotSent) || time.Since(begin) > firstContact/2 {
 		t.Errorf("peer is down: %v after %s", err, time.Since(begin))
 	}
 }

@@ -261,3 +261,69 @@ func (f *brokenFile) try(sync func() error) error {
 	}
 	return sync()
 }
+
+// Rule 26: a read is confirmed only once what was committed before it is applied here.
+func TestRule26ReadIndexWaitsForApply(t *testing.T) {
+	gate := make(chan struct{})
+	close(gate)
+	g := &gated{}
+	inCluster(t, 1, func(c *cluster) {
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			sm, err := OpenMemory(fs, dir, blob, files)
+			g.StateMachine, g.gate = sm, gate
+			return g, err
+		}
+	}, func(c *cluster) {
+		c.create(1)
+		c.leader()
+		nd := c.nodes[1]
+		shut := make(chan struct{}) // of the bubble, so that its clock runs while Apply waits
+		ready := make(chan struct{})
+		nd.replica().as.post(nd.replica(), applyItem{fn: func() { g.gate = shut; close(ready) }})
+		<-ready
+		w := make(waiter, 1)
+		nd.replica().Propose([]byte("a=1"), ProposeOptions{}, w)
+		c.eventually("committed", func() bool { st := nd.replica().Status(); return st.CommitIndex > st.AppliedIndex })
+		done := make(chan ident.Index, 1)
+		nd.replica().ReadIndex(time.Now().Add(time.Minute), func(i ident.Index, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			done <- i
+		})
+		time.Sleep(5 * time.Second)
+		if len(done) > 0 {
+			t.Error("confirmed before the committed entry is applied")
+		}
+		close(shut)
+		put := <-w
+		if i := <-done; put.err != nil || i < put.index {
+			t.Errorf("read at %d, written at %d: %v", i, put.index, put.err)
+		}
+	})
+}
+
+// A checkpoint beyond the end of its log means that the log has lost entries: the
+// replica is quarantined at start and never reaches raft, which would end the process.
+func TestCheckpointBeyondTheLogQuarantines(t *testing.T) {
+	inCluster(t, 3, smallSteps, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		f := c.follower()
+		id, store, replica := f.id, f.store, f.replica().ID()
+		older := f.fs.CrashClone(vfs.CrashCloneCfg{})
+		c.fill("k", 5, 60)
+		c.eventually("checkpoint", func() bool { return f.replica().Status().SnapshotIndex > 40 })
+		newer := f.kill(0)
+		dir := "/data/replicas/" + dirName(specFor(Member{Replica: replica}, nil))
+		must(t, older.RemoveAll(dir))
+		if ok, err := pebble.Clone(newer, older, dir, dir, pebble.CloneSync); !ok || err != nil {
+			t.Fatalf("copied %v: %v", ok, err)
+		}
+		nd := c.boot(id, store, older)
+		isErr(t, nd.ev.quarantine(replica), ErrCorrupt)
+		if st := nd.replica().Status(); st.State != StateQuarantined || nd.ev.replace[replica] == "" {
+			t.Errorf("%+v", st)
+		}
+	})
+}

@@ -75,6 +75,8 @@ func fromSegment(err error) error {
 		return nil
 	case errors.Is(err, segment.ErrOutOfRange):
 		return fmt.Errorf("%w: %w", ErrOffsetOutOfRange, err)
+	case errors.Is(err, segment.ErrCorrupt) || errors.Is(err, ErrCorrupt):
+		return fmt.Errorf("%w: %w: %w", ErrStorage, raftgroup.ErrCorrupt, err)
 	default:
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}

@@ -95,6 +95,7 @@ type fakeReplica struct {
 	held    []func()
 	opts    []raftgroup.ProposeOptions
 	silent  bool // ReadIndex is never answered
+	damage  error
 }
 
 func (r *fakeReplica) IsLeader() bool {
@@ -104,6 +105,12 @@ func (r *fakeReplica) IsLeader() bool {
 }
 
 func (r *fakeReplica) Alive() int { return r.alive }
+
+func (r *fakeReplica) Damaged(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.damage = err
+}
 
 func (r *fakeReplica) Propose(data []byte, opt raftgroup.ProposeOptions, w raftgroup.Waiter) {
 	r.mu.Lock()

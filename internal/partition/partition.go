@@ -26,6 +26,8 @@ type Replica interface {
 	IsLeader() bool
 	// Alive is the number of voters on connected nodes.
 	Alive() int
+	// Damaged tells that stored data is not what was written.
+	Damaged(err error)
 }
 
 var (
@@ -179,7 +181,7 @@ type ReadResult struct {
 func (p *Partition) Read(offset int64, maxBytes int) (ReadResult, error) {
 	ok, epoch := p.Leader()
 	var res ReadResult
-	err := p.sm.read(func(v *view) error {
+	err := p.read(func(v *view) error {
 		res = ReadResult{HighWatermark: v.next, LastStableOffset: v.next, LogStartOffset: v.start, LeaderEpoch: epoch}
 		if !ok {
 			return ErrNotLeader
@@ -192,6 +194,15 @@ func (p *Partition) Read(offset int64, maxBytes int) (ReadResult, error) {
 		return err
 	})
 	return res, err
+}
+
+// read calls fn with the current view. What is found damaged gets the replica replaced.
+func (p *Partition) read(fn func(*view) error) error {
+	err := p.sm.read(fn)
+	if errors.Is(err, raftgroup.ErrCorrupt) {
+		p.replica.Damaged(err)
+	}
+	return err
 }
 
 // read calls fn with the current view, again if an install replaced the log meanwhile.
@@ -222,7 +233,7 @@ func (p *Partition) MaxTimestamp() (offset, timestamp int64, epoch int32, err er
 }
 
 func (p *Partition) lookUp(fn func(*view) (int64, int64, bool, error)) (offset, timestamp int64, epoch int32, err error) {
-	err = p.sm.read(func(v *view) error {
+	err = p.read(func(v *view) error {
 		o, ts, ok, err := fn(v)
 		if offset, timestamp, epoch = -1, -1, -1; ok {
 			offset, timestamp, epoch = o, ts, v.epochs.at(o)
@@ -327,7 +338,7 @@ type Digest struct {
 // and to < 0 the high watermark; both are clipped to these.
 func (p *Partition) Digest(from, to int64) (Digest, error) {
 	var d Digest
-	err := p.sm.read(func(v *view) error {
+	err := p.read(func(v *view) error {
 		d = Digest{From: max(from, v.start), To: to}
 		if to < 0 || to > v.next {
 			d.To = v.next

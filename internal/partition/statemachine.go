@@ -197,14 +197,17 @@ func (c *capture) Files() []raftgroup.CaptureFile {
 func (c *capture) Published() { c.pin.Published() }
 func (c *capture) Release()   { c.pin.Release() }
 
-// Verify reads every batch and checks its CRC and order.
+// Verify implements raftgroup.Verifier: it reads every batch and checks its CRC and order.
 func (s *StateMachine) Verify() error {
-	for {
-		v := s.view.Load()
-		err := v.log.Verify()
-		if errors.Is(err, segment.ErrClosed) && s.view.Load() != v {
-			continue // an install replaced the log
-		}
-		return err
+	return s.read(func(v *view) error { return v.log.Verify() })
+}
+
+// VerifyStaged reads every batch of a received snapshot. The error of one that is
+// not what was written wraps raftgroup.ErrCorrupt.
+func VerifyStaged(fs vfs.FS, dir string, blob []byte, files []raftgroup.CaptureFile) error {
+	sm, err := Opener{}.Open(fs, dir, blob, files)
+	if err != nil {
+		return fromSegment(err)
 	}
+	return errors.Join(sm.(*StateMachine).Verify(), sm.Close())
 }

@@ -192,7 +192,7 @@ type Status struct {
 	Kind          byte
 	Role          Role
 	State         State
-	Reason        string // why it is quarantined
+	Reason        string // why it is quarantined, or what is damaged
 	Leader        ident.ReplicaID
 	LeaderNode    ident.NodeID // 0: unknown
 	Term          ident.Term
@@ -271,6 +271,8 @@ type Options struct {
 	// hold files of a group's earlier life here, by its key. Their bytes are
 	// used where they match by hash.
 	MoreDonors func(key string) []string
+	// Verify, if set, is asked before a received snapshot is installed.
+	Verify VerifyFunc
 }
 
 // Policy says when checkpoints are taken and what of the log is kept behind

@@ -131,6 +131,7 @@ func (r *Replica) slowTick(o *outbox) {
 	r.watchOffers()
 	r.reportTransfer(o)
 	r.retryStaged(o)
+	r.standBack()
 	r.trim()
 	rs := &r.rs
 	if rs.state == StateRunning && !rs.nextCkpt.IsZero() && rs.now.After(rs.nextCkpt) {

@@ -66,6 +66,7 @@ const (
 	transferAlive transferState = iota // queued or moving
 	transferFailed
 	transferDone
+	transferDamaged // failed, and the leader's own files are to blame
 )
 
 // item is a decoded piece of a frame.

@@ -146,6 +146,9 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	if ck.Group != r.spec.Group {
 		return nil, fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group)
 	}
+	if err := r.verifyStaged(staged.Dir, blob, ck); err != nil {
+		return nil, err
+	}
 	mem, err := checkpointMembership(ck)
 	if err != nil {
 		return nil, err
@@ -176,7 +179,11 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 		if !errors.Is(err, context.Canceled) {
 			r.log.Warn("Failed to install snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
 				"index", failed.offer.Index, "term", failed.offer.Term, "err", err)
-			r.sendStatus(o, transferFailed, failed.offer.Index)
+			st := transferFailed
+			if errors.Is(err, errSentDamage) {
+				st = transferDamaged
+			}
+			r.sendStatus(o, st, failed.offer.Index)
 		}
 		return
 	}

@@ -135,6 +135,9 @@ func (r *Replica) transferStatus(it *item) {
 		of.heard = time.Now()
 	case transferFailed:
 		r.offerFailed(it.from)
+	case transferDamaged:
+		r.offerFailed(it.from)
+		r.verifySelf()
 	case transferDone:
 		r.h.opt.Server.Unpin(of.pin)
 		of.pin = 0

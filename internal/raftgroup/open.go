@@ -198,11 +198,7 @@ func (r *Replica) openState(c raftlog.Creation) error {
 	if !a.ckpt.has {
 		a.ckpt.index = a.index
 	}
-	files := make([]CaptureFile, 0, len(ck.Files))
-	for _, f := range ck.Files {
-		files = append(files, CaptureFile{Name: f.Name, Size: f.Size})
-	}
-	sm, err := r.h.choose(r.spec)(fs, a.dir, blob, files)
+	sm, err := r.h.choose(r.spec)(fs, a.dir, blob, captureFiles(ck))
 	if err != nil {
 		return fmt.Errorf("open state machine in %s: %w", a.dir, err)
 	}

@@ -52,7 +52,9 @@ type Replica struct {
 	// replayTo: applying up to it counts as replay (see catchUp). The raft worker moves it.
 	replayTo atomic.Uint64
 	// dying: closed or about to be; nothing more is applied or captured.
-	dying   atomic.Bool
+	dying atomic.Bool
+	// harmed: Damaged was called.
+	harmed  atomic.Bool
 	waiters waiters
 	count   counters
 	dropped atomic.Uint64
@@ -106,6 +108,9 @@ type raftSide struct {
 	announced leadership
 	state     State
 	reason    error
+	// damage is what is wrong with the stored data; verifying: it is being looked for.
+	damage    error
+	verifying bool
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time

@@ -331,7 +331,12 @@ func (s *session) take(ctx context.Context, r *raftgroup.Replica, step metadata.
 	}
 	r.ProposeConfChange(c, raftgroup.ProposeOptions{Deadline: time.Now().Add(10 * time.Second)}, waiterFunc(func(err error) {
 		s.end(key)
-		if err != nil && !errors.Is(err, raftgroup.ErrNotLeader) && !errors.Is(err, raftgroup.ErrStopped) {
+		switch {
+		case err == nil || errors.Is(err, raftgroup.ErrNotLeader) || errors.Is(err, raftgroup.ErrStopped):
+		case errors.Is(err, raftgroup.ErrConfChangeRefused):
+			// Raft has not taken note of the change before yet. The next look proposes it again, or something newer.
+			s.log.Debug("membership change refused", "group", uint64(r.Group()), "err", err)
+		default:
 			s.log.Warn("membership not changed yet", "group", uint64(r.Group()), "err", err)
 		}
 		s.kick()

@@ -149,6 +149,8 @@ func (h peerHandler) Call(ctx context.Context, from transport.PeerInfo, method s
 	switch method {
 	case methodSubmit:
 		return s.serveSubmit(ctx, req)
+	case methodStoreOf:
+		return s.serveStoreOf(ctx, req)
 	case methodPrepare:
 		return nil, s.boot.servePrepare(from.Store, req)
 	case methodCommit:

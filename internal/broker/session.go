@@ -275,10 +275,8 @@ func (s *session) start(ctx context.Context) error {
 	s.tasks.Go(func() { s.reconcile(ctx) })
 	s.kick()
 	s.setPhase("waiting for the metadata group")
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.metaCurrent:
+	if err := s.awaitMetadata(ctx); err != nil {
+		return err
 	}
 	s.setPhase("registering")
 	if err := s.register(ctx); err != nil {

@@ -1,0 +1,83 @@
+package broker
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"chronik/internal/ident"
+)
+
+// methodStoreOf asks a member which store the metadata has for a node (4 bytes,
+// big-endian): answered by its id, zero for none, as of a moment after the call.
+const methodStoreOf = "meta.store_of"
+
+// How long a node waits for its own metadata replica before it asks the others
+// whether it was replaced, and how often it asks.
+const (
+	doubtAfter = 2 * time.Second
+	doubtEvery = time.Second
+)
+
+// awaitMetadata returns once this node's Image has been as new as the cluster's.
+// A disk that was put away, replaced and put back has members for peers and a
+// replica that no leader speaks to any more: then the session ends, and the store
+// gets a new identity as any copy does.
+func (s *session) awaitMetadata(ctx context.Context) error {
+	doubt := time.NewTimer(doubtAfter)
+	defer doubt.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.metaCurrent:
+			return nil
+		case <-doubt.C:
+		}
+		if store, by := s.askStore(ctx); store != (ident.StoreID{}) && store != s.store.ID() {
+			return fmt.Errorf("%w: node %d says that node %d has had store %s since", errRestored, by, s.node, store)
+		}
+		doubt.Reset(doubtEvery)
+	}
+}
+
+// askStore asks the connected peers which store this node has; zero if nobody knows.
+func (s *session) askStore(ctx context.Context) (ident.StoreID, ident.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, doubtAfter)
+	defer cancel()
+	req := binary.BigEndian.AppendUint32(nil, uint32(s.node))
+	for _, p := range s.tr.Peers() {
+		if !p.Up {
+			continue
+		}
+		var store ident.StoreID
+		if b, err := s.tr.Call(ctx, p.Node, methodStoreOf, req); err == nil && copy(store[:], b) == len(store) && store != (ident.StoreID{}) {
+			return store, p.Node
+		}
+	}
+	return ident.StoreID{}, 0
+}
+
+// serveStoreOf answers methodStoreOf. It reads through the metadata leader: an Image
+// that is behind may not know the store that the asking node has just joined with.
+func (s *session) serveStoreOf(ctx context.Context, req []byte) ([]byte, error) {
+	if len(req) != 4 {
+		return nil, fmt.Errorf("%s: %d bytes", methodStoreOf, len(req))
+	}
+	r := s.host.Replica(ident.MetaGroup)
+	if r == nil {
+		return nil, fmt.Errorf("no metadata replica here")
+	}
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(doubtAfter)
+	}
+	done := make(chan error, 1)
+	r.ReadIndex(deadline, func(_ ident.Index, err error) { done <- err })
+	if err := <-done; err != nil { // bounded by the deadline
+		return nil, err
+	}
+	store := s.meta.Image().StoreOf(ident.NodeID(binary.BigEndian.Uint32(req)))
+	return store[:], nil
+}

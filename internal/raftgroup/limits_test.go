@@ -327,3 +327,31 @@ func TestCheckpointBeyondTheLogQuarantines(t *testing.T) {
 		}
 	})
 }
+
+// An offer that is lost on its way is missed by nobody but the leader's watchdog: it
+// is made again.
+func TestLostOfferIsMadeAgain(t *testing.T) {
+	inCluster(t, 3, smallSteps, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 10)
+		f := c.follower()
+		id, store := f.id, f.store
+		disk := f.kill(0)
+		c.fill("k", 10, 100)
+		c.hold = true
+		back := c.boot(id, store, disk)
+		lost := 0
+		back.setFilter(func(_ transport.PeerInfo, it item) bool {
+			if it.kind != itemOffer || lost > 0 {
+				return false
+			}
+			lost++
+			return true
+		})
+		back.host.StartAll()
+		c.converge(100)
+		if lost != 1 {
+			t.Fatal("no offer was lost: this proved nothing")
+		}
+	})
+}

@@ -300,7 +300,16 @@ func (n *devNode) alive() bool {
 		}
 		return syscall.Kill(n.PID, 0) == nil // no /proc here
 	}
-	return err == nil && strings.Contains(string(b), n.Dir)
+	if err != nil || len(b) > 0 {
+		return err == nil && strings.Contains(string(b), n.Dir)
+	}
+	// It is ending. Its ports are free once its last thread is gone, and only a zombie is left.
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", n.PID))
+	if err != nil || len(threads) > 1 {
+		return err == nil
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.PID))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
 func (dc *devCluster) killAll() {

@@ -335,10 +335,23 @@ func (c *Cluster) Stop(id int) {
 	})
 }
 
-// Alive tells whether the node's process runs.
+// Alive tells whether the node's process runs, or has not let go of its ports yet.
 func (n Node) Alive() bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n.PID))
-	return err == nil && strings.Contains(string(b), n.Dir)
+	proc := fmt.Sprintf("/proc/%d/", n.PID)
+	b, err := os.ReadFile(proc + "cmdline")
+	if err != nil {
+		return false
+	}
+	if len(b) > 0 {
+		return strings.Contains(string(b), n.Dir) // else the id was given anew
+	}
+	// It is ending. Its files are closed once its last thread is, and only a zombie is left.
+	threads, err := os.ReadDir(proc + "task")
+	if err != nil || len(threads) > 1 {
+		return err == nil
+	}
+	stat, err := os.ReadFile(proc + "stat")
+	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
 // Ready returns nil once node id says it serves.

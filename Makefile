@@ -38,6 +38,9 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 	CHRONIK_ROUNDS=50 go test -count=1 -timeout 30m -run TestKillRounds -v ./test/kill
 	CHRONIK_ROUNDS=20 go test -count=1 -timeout 30m -run TestKillAll -v ./test/kill
 
+chaos: ## break loaded clusters in every way, 20 rounds each
+	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
+
 demo-input: ## every line of GOROOT/src through a cluster while a node dies
 	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
 
@@ -47,9 +50,11 @@ start-time: ## exec to first acknowledged record with 5 GB after kill -9
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
-docs: ## regenerate the configuration reference
+docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik config reference >docs/configuration.md
+	go run ./cmd/chronik reference >docs/cli.md
+	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestMetrics ./test/cli
 
-full: lint test race fuzz e2e compat kill demo-input start-time ## everything
+full: lint test race fuzz e2e compat kill chaos demo-input start-time ## everything
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill demo-input start-time bench docs full
+.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time bench docs full

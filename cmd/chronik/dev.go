@@ -74,6 +74,12 @@ func (f *devFlags) describe() (*devCluster, error) {
 		return nil, err
 	}
 	var peers []string
+	if last := 65535 - 199 - f.nodes; f.basePort < 1 || f.basePort > last {
+		return nil, usagef("--base-port %d: want 1 to %d with %d nodes", f.basePort, last, f.nodes)
+	}
+	if f.threshold < 0 {
+		return nil, usagef("--snapshot-threshold %d: want 0 or higher", f.threshold)
+	}
 	for i := 1; i <= f.nodes; i++ {
 		peers = append(peers, fmt.Sprintf("%d@127.0.0.1:%d", i, f.basePort+99+i))
 	}
@@ -117,7 +123,16 @@ func (f *devFlags) run(ctx context.Context, out io.Writer) error {
 	}
 	defer func() { _ = lock.Close() }() // the lock ends with the process anyway
 	if f.ephemeral {
-		defer func() { _ = os.RemoveAll(dc.dir) }()
+		if err := dc.makeEphemeral(); err != nil {
+			return err
+		}
+		defer func() {
+			dc.clear()
+			_ = os.Remove(filepath.Join(dc.dir, lockName))
+			_ = os.Remove(dc.dir) // stays when something else is in it
+		}()
+	} else if err := os.Remove(filepath.Join(dc.dir, ephemeralMark)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	for _, n := range dc.Nodes {
 		if err := portsFree(n); err != nil {
@@ -137,6 +152,9 @@ func (f *devFlags) run(ctx context.Context, out io.Writer) error {
 	defer func() { _ = guard.Close() }()
 	began := time.Now()
 	if err := dc.waitReady(ctx, out, 60*time.Second); err != nil {
+		if ctx.Err() != nil {
+			return errors.Join(errInterrupted, dc.stopAll())
+		}
 		return err
 	}
 	fmt.Fprintf(out, "ready after %.1fs\n\nbootstrap servers: %s\nadmin:             http://%s\ndata and logs:     %s\nCtrl-C stops the cluster.\n",
@@ -146,9 +164,53 @@ func (f *devFlags) run(ctx context.Context, out io.Writer) error {
 	return dc.stopAll()
 }
 
+// ephemeralMark is a file that says: what lies beside it may be removed.
+const ephemeralMark = "dev.ephemeral"
+
+// makeEphemeral refuses a directory with data of others, and empties one that an
+// ephemeral cluster left behind when it was killed.
+func (dc *devCluster) makeEphemeral() error {
+	mark := filepath.Join(dc.dir, ephemeralMark)
+	if _, err := os.Stat(mark); err == nil {
+		dc.clear()
+	}
+	entries, err := os.ReadDir(dc.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != lockName {
+			return withHint(fmt.Errorf("--ephemeral would remove what is in %s", dc.dir), "name an empty directory by --data-dir")
+		}
+	}
+	return os.WriteFile(mark, nil, 0o644)
+}
+
+// clear removes what a dev cluster made, but for its lock.
+func (dc *devCluster) clear() {
+	made, _ := filepath.Glob(filepath.Join(dc.dir, "node-*"))
+	for _, name := range []string{"dev.json", "dev.json.tmp", ephemeralMark} {
+		made = append(made, filepath.Join(dc.dir, name))
+	}
+	for _, path := range made {
+		_ = os.RemoveAll(path) // best effort: the data is of no use to anybody
+	}
+}
+
+const lockName = "dev.lock"
+
+// running tells whether a dev process holds the directory.
+func (dc *devCluster) running() bool {
+	lock, err := lockDev(dc.dir)
+	if err == nil {
+		_ = lock.Close()
+	}
+	return err != nil
+}
+
 // lockDev keeps two dev clusters out of one directory.
 func lockDev(dir string) (io.Closer, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "dev.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +225,7 @@ func portsFree(n devNode) error {
 	for _, addr := range []string{n.Kafka, n.Raft, n.Admin} {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			return withHint(fmt.Errorf("node %d: address %s is taken: %w", n.ID, addr, err), "choose another --base-port")
+			return withHint(fmt.Errorf("node %d cannot listen on %s: %w", n.ID, addr, err), "something else runs there: stop it, or choose another --base-port")
 		}
 		if err := l.Close(); err != nil {
 			return err
@@ -213,7 +275,7 @@ func loadDev(dir string) (*devCluster, error) {
 // start runs node i in a process group of its own, so that a terminal's Ctrl-C reaches only dev, and records its pid.
 func (dc *devCluster) start(i int) error {
 	n := &dc.Nodes[i]
-	log, err := os.OpenFile(filepath.Join(dc.dir, fmt.Sprintf("node-%d.log", n.ID)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(dc.logPath(n.ID), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
@@ -257,10 +319,10 @@ func (dc *devCluster) waitReady(ctx context.Context, out io.Writer, limit time.D
 		n := &dc.Nodes[i]
 		for !ready(ctx, n.Admin) {
 			if !n.alive() {
-				return withHint(fmt.Errorf("node %d ended at start", n.ID), "its log says why: "+filepath.Join(dc.dir, fmt.Sprintf("node-%d.log", n.ID)))
+				return withHint(fmt.Errorf("node %d ended at start%s", n.ID, dc.lastError(n.ID)), "its log says more: "+dc.logPath(n.ID))
 			}
 			if time.Now().After(deadline) {
-				return withHint(fmt.Errorf("node %d is not ready after %v", n.ID, limit), "see "+filepath.Join(dc.dir, fmt.Sprintf("node-%d.log", n.ID)))
+				return withHint(fmt.Errorf("node %d is not ready after %v", n.ID, limit), "its log says more: "+dc.logPath(n.ID))
 			}
 			select {
 			case <-ctx.Done():
@@ -286,6 +348,25 @@ func ready(ctx context.Context, admin string) bool {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	return resp.StatusCode == http.StatusOK
+}
+
+// logPath is where the output of node id goes.
+func (dc *devCluster) logPath(id int) string {
+	return filepath.Join(dc.dir, fmt.Sprintf("node-%d.log", id))
+}
+
+// lastError is the last line of a node's log that says what went wrong.
+func (dc *devCluster) lastError(id int) string {
+	b, err := os.ReadFile(dc.logPath(id))
+	if err != nil {
+		return ""
+	}
+	_, text, ok := strings.Cut(string(b[max(0, strings.LastIndex(string(b), "chronik: error: ")):]), "chronik: error: ")
+	if !ok {
+		return ""
+	}
+	line, _, _ := strings.Cut(text, "\n")
+	return ": " + line
 }
 
 // alive tells whether the recorded pid still is this node (a pid may be given anew).

@@ -26,7 +26,7 @@ func (f *devFlags) nodeArg(args []string) (*devCluster, int, error) {
 			return dc, i, nil
 		}
 	}
-	return nil, 0, fmt.Errorf("no node %d in %s: it has %d", id, dc.path(), len(dc.Nodes))
+	return nil, 0, withHint(fmt.Errorf("no node %d in %s: it has %d", id, dc.path(), len(dc.Nodes)), "'chronik dev ps' shows them")
 }
 
 func newDevKill(f *devFlags) *cobra.Command {
@@ -39,7 +39,7 @@ func newDevKill(f *devFlags) *cobra.Command {
 			}
 			n := dc.Nodes[i]
 			if !n.alive() {
-				return fmt.Errorf("node %d does not run", n.ID)
+				return withHint(fmt.Errorf("node %d does not run", n.ID), fmt.Sprintf("'chronik dev restart %d' starts it", n.ID))
 			}
 			if err := n.kill(); err != nil {
 				return err
@@ -71,6 +71,9 @@ func newDevRestart(f *devFlags) *cobra.Command {
 			dc, i, err := f.nodeArg(args)
 			if err != nil {
 				return err
+			}
+			if !dc.running() {
+				return withHint(fmt.Errorf("no dev cluster runs on %s", dc.dir), "nothing would end the node: start 'chronik dev' again")
 			}
 			if n := dc.Nodes[i]; n.alive() {
 				if err := n.kill(); err != nil {
@@ -124,7 +127,8 @@ func newDevPs(f *devFlags) *cobra.Command {
 			list := []row{}
 			var rows [][]string
 			for _, n := range dc.Nodes {
-				r := row{n, n.alive(), ready(c.Context(), n.Admin)}
+				r := row{devNode: n, Alive: n.alive()}
+				r.Ready = r.Alive && ready(c.Context(), n.Admin)
 				list = append(list, r)
 				state := "dead"
 				if r.Alive {
@@ -133,9 +137,17 @@ func newDevPs(f *devFlags) *cobra.Command {
 				if r.Ready {
 					state = "ready"
 				}
-				rows = append(rows, []string{strconv.Itoa(n.ID), strconv.Itoa(n.PID), state, n.Kafka, n.Raft, n.Admin})
+				row := []string{strconv.Itoa(n.ID), strconv.Itoa(n.PID), state, n.Kafka, n.Raft, n.Admin}
+				if l.wide() {
+					row = append(row, n.Dir, dc.logPath(n.ID))
+				}
+				rows = append(rows, row)
 			}
-			return l.print(c.OutOrStdout(), list, []string{"NODE", "PID", "STATE", "KAFKA", "RAFT", "ADMIN"}, rows)
+			header := []string{"NODE", "PID", "STATE", "KAFKA", "RAFT", "ADMIN"}
+			if l.wide() {
+				header = append(header, "DIR", "LOG")
+			}
+			return l.print(c.OutOrStdout(), list, header, rows)
 		},
 	}
 	l.register(ps)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -56,7 +57,11 @@ func (s *settings) load(c *cobra.Command) (*config.Config, error) {
 		}
 		flags[k] = v
 	}
-	return config.Load(config.LoadOptions{File: s.file, Env: os.Environ(), Flags: flags})
+	cfg, err := config.Load(config.LoadOptions{File: s.file, Env: os.Environ(), Flags: flags})
+	if ce := (*config.Error)(nil); errors.As(err, &ce) && ce.Flag {
+		return nil, &usageError{err}
+	}
+	return cfg, err
 }
 
 func newStart() *cobra.Command {
@@ -104,17 +109,26 @@ func newLogger(cfg *config.Config) (*slog.Logger, error) {
 func newConfig() *cobra.Command {
 	c := &cobra.Command{Use: "config", Short: "print or check the configuration", Args: cobra.NoArgs}
 	var printed, checked settings
+	var l listing
 	show := &cobra.Command{
-		Use: "print", Short: "print the effective configuration and where each value comes from", Args: cobra.NoArgs,
+		Use: "print", Short: "print the effective configuration as TOML, and where each value comes from", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := printed.load(c)
 			if err != nil {
 				return err
 			}
-			return cfg.Print(c.OutOrStdout())
+			if !l.asJSON() && !l.wide() {
+				return cfg.Print(c.OutOrStdout())
+			}
+			var rows [][]string
+			for _, s := range cfg.List() {
+				rows = append(rows, []string{s.Name, orDash(s.Value), s.Origin, s.Env})
+			}
+			return l.print(c.OutOrStdout(), cfg.List(), []string{"SETTING", "VALUE", "ORIGIN", "ENVIRONMENT"}, rows)
 		},
 	}
 	printed.register(show)
+	l.register(show)
 	check := &cobra.Command{
 		Use: "check", Short: "check the configuration without starting", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -1,15 +1,20 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,26 +25,48 @@ import (
 
 // cluster finds every node's admin address: any broker that answers names its own, which names all.
 func (b *bootstrap) cluster(ctx context.Context) (*admin.Cluster, error) {
-	adm, err := b.admin(ctx)
+	kcl, err := b.client(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer adm.Close()
+	defer kcl.Close()
+	adm := kadm.NewClient(kcl)
 	brokers, err := adm.ListBrokers(ctx)
 	if err != nil {
 		return nil, err
 	}
+	var errs []error
 	for _, br := range brokers {
-		addr, err := adminAddr(ctx, adm, br.NodeID)
-		if err != nil {
-			continue // another broker may answer
-		}
 		var cl admin.Cluster
-		if getJSON(ctx, addr, "/v1/cluster", &cl) == nil {
-			return &cl, nil
+		bctx, cancel := context.WithTimeout(ctx, askTimeout)
+		addr, err := adminAddr(bctx, adm, br.NodeID)
+		if err == nil {
+			err = getJSON(bctx, reachable(addr, net.JoinHostPort(br.Host, "0")), "/v1/cluster", &cl)
 		}
+		cancel()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("node %d: %w", br.NodeID, err)) // another may answer
+			continue
+		}
+		for i := range cl.Nodes {
+			cl.Nodes[i].Admin = reachable(cl.Nodes[i].Admin, cl.Nodes[i].Kafka)
+		}
+		return &cl, nil
 	}
-	return nil, withHint(fmt.Errorf("no node's admin address answers"), "is admin.listen reachable from here?")
+	return nil, withHint(fmt.Errorf("no node's admin address answers: %w", joined(errs)), "is admin.listen reachable from here?")
+}
+
+// askTimeout is how long one node may take to tell its state.
+const askTimeout = 3 * time.Second
+
+// reachable is the admin address addr; one that means all interfaces gets the host that Kafka clients use.
+func reachable(addr, kafka string) string {
+	host, port, err1 := net.SplitHostPort(addr)
+	kafkaHost, _, err2 := net.SplitHostPort(kafka)
+	if ip := net.ParseIP(host); err1 == nil && err2 == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return net.JoinHostPort(kafkaHost, port)
+	}
+	return addr
 }
 
 // adminAddr reads a broker's admin.listen among its configs.
@@ -59,8 +86,6 @@ func adminAddr(ctx context.Context, adm *kadm.Client, node int32) (string, error
 }
 
 func getJSON(ctx context.Context, addr, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
 	if err != nil {
 		return err
@@ -75,7 +100,7 @@ func getJSON(ctx context.Context, addr, path string, into any) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s%s: %s: %s", addr, path, resp.Status, body)
+		return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	return json.Unmarshal(body, into)
 }
@@ -95,13 +120,15 @@ func newStatus() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
 				v, err := statusOf(c.Context(), &b)
-				if err != nil {
+				if err != nil && (!watch || c.Context().Err() != nil) {
 					return err
 				}
-				if watch && !l.json {
+				if watch && !l.asJSON() {
 					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 				}
-				if err := v.print(c.OutOrStdout(), &l); err != nil || !watch {
+				if err != nil {
+					fmt.Fprintf(c.ErrOrStderr(), "chronik: error: %v\n", err) // it may come back
+				} else if err := v.print(c.OutOrStdout(), &l); err != nil || !watch {
 					return err
 				}
 				select {
@@ -123,23 +150,46 @@ func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &statusView{Cluster: cl, Missing: []int32{}}
-	for _, n := range cl.Nodes {
-		var rs admin.Replicas
-		if err := getJSON(ctx, n.Admin, "/v1/replicas", &rs); err != nil {
+	v := &statusView{Cluster: cl, Replicas: []admin.Replica{}, Missing: []int32{}}
+	answers := make([]admin.Replicas, len(cl.Nodes))
+	errs := make([]error, len(cl.Nodes))
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, n := range cl.Nodes {
+		wg.Go(func() { errs[i] = getJSON(ctx, n.Admin, "/v1/replicas", &answers[i]) })
+	}
+	wg.Wait()
+	for i, n := range cl.Nodes {
+		if errs[i] != nil {
 			v.Missing = append(v.Missing, n.ID)
 			continue
 		}
-		for i := range rs.Replicas {
-			rs.Replicas[i].Node = rs.Node
+		for _, r := range answers[i].Replicas {
+			r.Node = n.ID
+			v.Replicas = append(v.Replicas, r)
 		}
-		v.Replicas = append(v.Replicas, rs.Replicas...)
 	}
 	return v, nil
 }
 
+// leaderless names the groups nobody leads, as the node that answered sees it.
+func (v *statusView) leaderless() []string {
+	var out []string
+	parts := slices.Clone(v.Cluster.Internal)
+	for _, t := range v.Cluster.Topics {
+		parts = append(parts, t.Partitions...)
+	}
+	for _, p := range parts {
+		if p.Leader == 0 {
+			out = append(out, p.Group)
+		}
+	}
+	return out
+}
+
 func (v *statusView) print(w io.Writer, l *listing) error {
-	if l.json {
+	if l.asJSON() {
 		return l.print(w, v, nil, nil)
 	}
 	down := map[int32]bool{}
@@ -153,12 +203,15 @@ func (v *statusView) print(w io.Writer, l *listing) error {
 		if down[n.ID] {
 			state = "unreachable"
 		}
-		nodes = append(nodes, []string{fmt.Sprint(n.ID), state, n.Kafka, n.Admin, n.Rack, n.Store})
+		nodes = append(nodes, []string{fmt.Sprint(n.ID), state, n.Kafka, n.Admin, orDash(n.Rack), n.Store})
 	}
 	if err := table(w, []string{"NODE", "STATE", "KAFKA", "ADMIN", "RACK", "STORE"}, nodes); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
+	if without := v.leaderless(); len(without) > 0 {
+		fmt.Fprintf(w, "without a leader: %s\n\n", strings.Join(without, ", "))
+	}
 	slices.SortStableFunc(v.Replicas, func(a, b admin.Replica) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Node, b.Node))
 	})
@@ -211,6 +264,7 @@ type verifyRow struct {
 	From      int64  `json:"from"`
 	To        int64  `json:"to"`
 	Records   int64  `json:"records"`
+	Batches   int64  `json:"batches"`
 	SHA256    string `json:"sha256"`
 	Equal     bool   `json:"equal"`
 }
@@ -222,17 +276,17 @@ func verify(c *cobra.Command, b *bootstrap, l *listing, topic string) error {
 	}
 	t := cl.Topic(topic)
 	if t == nil {
-		return fmt.Errorf("no topic %s", topic)
+		return withHint(fmt.Errorf("no topic %s", topic), "'chronik topic list' shows the topics")
 	}
-	var rows []verifyRow
+	rows := []verifyRow{}
 	var differ []string
 	for _, p := range t.Partitions {
-		got, err := digests(c.Context(), cl, topic, p)
+		got, err := settled(c.Context(), cl, topic, p)
 		if err != nil {
 			return err
 		}
 		for i := range got {
-			got[i].Equal = got[i].SHA256 == got[0].SHA256 && got[i].Records == got[0].Records
+			got[i].Equal = got[i].SHA256 == got[0].SHA256 && got[i].Records == got[0].Records && got[i].To == got[0].To
 			if !got[i].Equal {
 				at, err := firstDifference(c.Context(), cl, topic, p.Partition, got[0], got[i])
 				if err != nil {
@@ -243,17 +297,33 @@ func verify(c *cobra.Command, b *bootstrap, l *listing, topic string) error {
 		}
 		rows = append(rows, got...)
 	}
-	var text [][]string
-	for _, r := range rows {
-		text = append(text, []string{fmt.Sprint(r.Partition), fmt.Sprint(r.Node), fmt.Sprint(r.From), fmt.Sprint(r.To), fmt.Sprint(r.Records), r.SHA256[:16], strconv.FormatBool(r.Equal)})
-	}
-	if err := l.print(c.OutOrStdout(), rows, []string{"PARTITION", "NODE", "FROM", "TO", "RECORDS", "SHA256", "EQUAL"}, text); err != nil {
+	if err := printVerified(c.OutOrStdout(), l, rows); err != nil {
 		return err
 	}
 	if len(differ) > 0 {
-		return fmt.Errorf("replicas differ: %v", differ)
+		return withHint(fmt.Errorf("replicas differ: %s", strings.Join(differ, "; ")), "keep the data directories: this must not happen")
 	}
 	return nil
+}
+
+func printVerified(w io.Writer, l *listing, rows []verifyRow) error {
+	header := []string{"PARTITION", "NODE", "FROM", "TO", "RECORDS", "SHA256", "EQUAL"}
+	if l.wide() {
+		header = append(header, "BATCHES")
+	}
+	var text [][]string
+	for _, r := range rows {
+		sum := r.SHA256
+		if !l.wide() {
+			sum = sum[:min(16, len(sum))]
+		}
+		row := []string{fmt.Sprint(r.Partition), fmt.Sprint(r.Node), fmt.Sprint(r.From), fmt.Sprint(r.To), fmt.Sprint(r.Records), sum, strconv.FormatBool(r.Equal)}
+		if l.wide() {
+			row = append(row, fmt.Sprint(r.Batches))
+		}
+		text = append(text, row)
+	}
+	return l.print(w, rows, header, text)
 }
 
 // digests asks every replica of p for the same range: from the highest start to
@@ -276,12 +346,28 @@ func digests(ctx context.Context, cl *admin.Cluster, topic string, p admin.Parti
 		if err != nil {
 			return nil, err
 		}
-		rows = append(rows, verifyRow{Partition: p.Partition, Node: r.Node, From: d.From, To: d.To, Records: d.Records, SHA256: d.SHA256})
+		if d.From > from {
+			return nil, errMoved
+		}
+		rows = append(rows, verifyRow{Partition: p.Partition, Node: r.Node, From: d.From, To: d.To, Records: d.Records, Batches: d.Batches, SHA256: d.SHA256})
 	}
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("%s-%d has no replicas", topic, p.Partition)
 	}
 	return rows, nil
+}
+
+// errMoved means that retention raised the log start between two questions.
+var errMoved = errors.New("the log start moves too fast to compare replicas")
+
+// settled asks again when retention came in between.
+func settled(ctx context.Context, cl *admin.Cluster, topic string, p admin.Partition) (rows []verifyRow, err error) {
+	for range 5 {
+		if rows, err = digests(ctx, cl, topic, p); !errors.Is(err, errMoved) {
+			break
+		}
+	}
+	return rows, err
 }
 
 func digestOf(ctx context.Context, cl *admin.Cluster, topic string, partition, node int32, from, to int64) (admin.Digest, error) {
@@ -295,8 +381,11 @@ func digestOf(ctx context.Context, cl *admin.Cluster, topic string, partition, n
 	if n == nil {
 		return d, fmt.Errorf("%s-%d: replica on unknown node %d", topic, partition, node)
 	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // it reads all of the partition
+	defer cancel()
 	if err := getJSON(ctx, n.Admin, "/v1/digest?"+q.Encode(), &d); err != nil {
-		return d, withHint(fmt.Errorf("%s-%d: node %d: %w", topic, partition, node, err), "every replica must run to be compared")
+		return d, withHint(fmt.Errorf("%s-%d: node %d: %w", topic, partition, node, err),
+			"every replica must be there and readable to be compared; 'chronik status' shows them")
 	}
 	return d, nil
 }

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 func newTopic() *cobra.Command {
@@ -43,23 +47,24 @@ func newTopicCreate(b *bootstrap) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			adm, err := b.admin(c.Context())
-			if err != nil {
-				return err
+			if c.Flags().Changed("partitions") && partitions < 1 && partitions != -1 {
+				return usagef("--partitions %d: want 1 or higher", partitions)
 			}
-			defer adm.Close()
-			r, err := adm.CreateTopic(c.Context(), partitions, rf, kv, args[0])
-			if err != nil {
-				if ifNotExists && strings.Contains(err.Error(), "TOPIC_ALREADY_EXISTS") {
+			if c.Flags().Changed("replication-factor") && rf < 1 && rf != -1 {
+				return usagef("--replication-factor %d: want 1 or higher", rf)
+			}
+			return b.with(c, func(ctx context.Context, adm *kadm.Client) error {
+				r, err := adm.CreateTopic(ctx, partitions, rf, kv, args[0])
+				switch {
+				case errors.Is(err, kerr.TopicAlreadyExists) && ifNotExists:
+					fmt.Fprintf(c.OutOrStdout(), "%s exists\n", args[0])
 					return nil
+				case err != nil:
+					return brokerError("create topic "+args[0], err, r.ErrMessage)
 				}
-				if r.ErrMessage != "" {
-					return fmt.Errorf("create topic %s: %w: %s", args[0], err, r.ErrMessage)
-				}
-				return fmt.Errorf("create topic %s: %w", args[0], err)
-			}
-			fmt.Fprintf(c.OutOrStdout(), "created %s: %d partitions, replication factor %d\n", r.Topic, r.NumPartitions, r.ReplicationFactor)
-			return nil
+				fmt.Fprintf(c.OutOrStdout(), "created %s: %d partitions, replication factor %d\n", r.Topic, r.NumPartitions, r.ReplicationFactor)
+				return nil
+			})
 		},
 	}
 	c.Flags().Int32Var(&partitions, "partitions", -1, "number of partitions (-1: the cluster's default)")
@@ -82,35 +87,36 @@ func newTopicList(b *bootstrap) *cobra.Command {
 	c := &cobra.Command{
 		Use: "list", Short: "list topics", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			adm, err := b.admin(c.Context())
-			if err != nil {
-				return err
-			}
-			defer adm.Close()
-			topics, err := adm.ListTopicsWithInternal(c.Context())
-			if err != nil {
-				return err
-			}
-			list := []topicRow{}
-			var rows [][]string
-			for _, t := range topics.Sorted() {
-				r := topicRow{Topic: t.Topic, ID: t.ID.String(), Partitions: len(t.Partitions), ReplicationFactor: t.Partitions.NumReplicas(), Internal: t.IsInternal}
-				list = append(list, r)
-				row := []string{r.Topic, strconv.Itoa(r.Partitions), strconv.Itoa(r.ReplicationFactor)}
-				if l.wide() {
-					row = append(row, r.ID, strconv.FormatBool(r.Internal))
+			return b.with(c, func(ctx context.Context, adm *kadm.Client) error {
+				topics, err := adm.ListTopicsWithInternal(ctx)
+				if err != nil {
+					return err
 				}
-				rows = append(rows, row)
-			}
-			header := []string{"TOPIC", "PARTITIONS", "REPLICAS"}
-			if l.wide() {
-				header = append(header, "ID", "INTERNAL")
-			}
-			return l.print(c.OutOrStdout(), list, header, rows)
+				return listTopics(c.OutOrStdout(), &l, topics)
+			})
 		},
 	}
 	l.register(c)
 	return c
+}
+
+func listTopics(w io.Writer, l *listing, topics kadm.TopicDetails) error {
+	list := []topicRow{}
+	var rows [][]string
+	for _, t := range topics.Sorted() {
+		r := topicRow{Topic: t.Topic, ID: t.ID.String(), Partitions: len(t.Partitions), ReplicationFactor: t.Partitions.NumReplicas(), Internal: t.IsInternal}
+		list = append(list, r)
+		row := []string{r.Topic, strconv.Itoa(r.Partitions), strconv.Itoa(r.ReplicationFactor)}
+		if l.wide() {
+			row = append(row, r.ID, strconv.FormatBool(r.Internal))
+		}
+		rows = append(rows, row)
+	}
+	header := []string{"TOPIC", "PARTITIONS", "REPLICAS"}
+	if l.wide() {
+		header = append(header, "ID", "INTERNAL")
+	}
+	return l.print(w, list, header, rows)
 }
 
 type partitionRow struct {
@@ -128,20 +134,17 @@ func newTopicDescribe(b *bootstrap) *cobra.Command {
 	c := &cobra.Command{
 		Use: "describe TOPIC", Short: "show a topic's partitions and configs", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			adm, err := b.admin(c.Context())
-			if err != nil {
-				return err
-			}
-			defer adm.Close()
-			return describeTopic(c, adm, &l, args[0])
+			return b.with(c, func(ctx context.Context, adm *kadm.Client) error {
+				return describeTopic(ctx, c.OutOrStdout(), adm, &l, args[0])
+			})
 		},
 	}
 	l.register(c)
 	return c
 }
 
-func describeTopic(c *cobra.Command, adm *kadm.Client, l *listing, topic string) error {
-	details, err := adm.ListTopics(c.Context(), topic)
+func describeTopic(ctx context.Context, w io.Writer, adm *kadm.Client, l *listing, topic string) error {
+	details, err := adm.ListTopics(ctx, topic)
 	if err != nil {
 		return err
 	}
@@ -149,13 +152,13 @@ func describeTopic(c *cobra.Command, adm *kadm.Client, l *listing, topic string)
 	if t.Err != nil {
 		return fmt.Errorf("topic %s: %w", topic, t.Err)
 	}
-	starts, err1 := adm.ListStartOffsets(c.Context(), topic)
-	ends, err2 := adm.ListEndOffsets(c.Context(), topic)
-	configs, err3 := adm.DescribeTopicConfigs(c.Context(), topic)
+	starts, err1 := adm.ListStartOffsets(ctx, topic)
+	ends, err2 := adm.ListEndOffsets(ctx, topic)
+	configs, err3 := adm.DescribeTopicConfigs(ctx, topic)
 	if err := firstErr(err1, err2, err3); err != nil {
 		return err
 	}
-	var list []partitionRow
+	list := []partitionRow{}
 	var rows [][]string
 	for _, p := range t.Partitions.Sorted() {
 		s, _ := starts.Lookup(topic, p.Partition)
@@ -175,7 +178,7 @@ func describeTopic(c *cobra.Command, adm *kadm.Client, l *listing, topic string)
 		}
 	}
 	value := map[string]any{"topic": topic, "id": t.ID.String(), "partitions": list, "configs": set}
-	if err := l.print(c.OutOrStdout(), value, []string{"PARTITION", "LEADER", "EPOCH", "REPLICAS", "ISR", "START", "END"}, rows); err != nil || l.json {
+	if err := l.print(w, value, []string{"PARTITION", "LEADER", "EPOCH", "REPLICAS", "ISR", "START", "END"}, rows); err != nil || l.asJSON() {
 		return err
 	}
 	keys := make([]string, 0, len(set))
@@ -184,7 +187,7 @@ func describeTopic(c *cobra.Command, adm *kadm.Client, l *listing, topic string)
 	}
 	slices.Sort(keys)
 	for _, k := range keys {
-		fmt.Fprintf(c.OutOrStdout(), "config %s=%s\n", k, set[k])
+		fmt.Fprintf(w, "config %s=%s\n", k, set[k])
 	}
 	return nil
 }
@@ -199,6 +202,9 @@ func newTopicAlter(b *bootstrap) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if c.Flags().Changed("partitions") && partitions < 1 {
+				return usagef("--partitions %d: want 1 or higher", partitions)
+			}
 			if len(kv)+len(del) == 0 && partitions == 0 {
 				return usagef("nothing to alter: give --config, --delete-config or --partitions")
 			}
@@ -209,30 +215,13 @@ func newTopicAlter(b *bootstrap) *cobra.Command {
 			for _, k := range del {
 				changes = append(changes, kadm.AlterConfig{Op: kadm.DeleteConfig, Name: k})
 			}
-			adm, err := b.admin(c.Context())
-			if err != nil {
-				return err
+			err = b.with(c, func(ctx context.Context, adm *kadm.Client) error {
+				return alterTopic(ctx, adm, args[0], changes, partitions)
+			})
+			if err == nil {
+				fmt.Fprintf(c.OutOrStdout(), "altered %s\n", args[0])
 			}
-			defer adm.Close()
-			if len(changes) > 0 {
-				rs, err := adm.AlterTopicConfigs(c.Context(), changes, args[0])
-				if err != nil {
-					return err
-				}
-				for _, r := range rs {
-					if r.Err != nil {
-						return fmt.Errorf("alter topic %s: %w: %s", args[0], r.Err, r.ErrMessage)
-					}
-				}
-			}
-			if partitions > 0 {
-				rs, err := adm.UpdatePartitions(c.Context(), partitions, args[0])
-				if err := firstErr(err, rs.Error()); err != nil {
-					return fmt.Errorf("alter topic %s: %w", args[0], err)
-				}
-			}
-			fmt.Fprintf(c.OutOrStdout(), "altered %s\n", args[0])
-			return nil
+			return err
 		},
 	}
 	c.Flags().StringArrayVar(&set, "config", nil, "set key=value, repeatable")
@@ -241,26 +230,52 @@ func newTopicAlter(b *bootstrap) *cobra.Command {
 	return c
 }
 
+func alterTopic(ctx context.Context, adm *kadm.Client, topic string, changes []kadm.AlterConfig, partitions int) error {
+	if len(changes) > 0 {
+		rs, err := adm.AlterTopicConfigs(ctx, changes, topic)
+		if err != nil {
+			return err
+		}
+		for _, r := range rs {
+			if r.Err != nil {
+				return brokerError("alter topic "+topic, r.Err, r.ErrMessage)
+			}
+		}
+	}
+	if partitions == 0 {
+		return nil
+	}
+	rs, err := adm.UpdatePartitions(ctx, partitions, topic)
+	if err != nil {
+		return err
+	}
+	for _, r := range rs {
+		if r.Err != nil {
+			return brokerError("alter topic "+topic, r.Err, r.ErrMessage)
+		}
+	}
+	return nil
+}
+
 func newTopicDelete(b *bootstrap) *cobra.Command {
 	return &cobra.Command{
 		Use: "delete TOPIC...", Short: "delete topics and their records", Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			adm, err := b.admin(c.Context())
-			if err != nil {
-				return err
-			}
-			defer adm.Close()
-			rs, err := adm.DeleteTopics(c.Context(), args...)
-			if err != nil {
-				return err
-			}
-			for _, r := range rs.Sorted() {
-				if r.Err != nil {
-					return fmt.Errorf("delete topic %s: %w", r.Topic, r.Err)
+			return b.with(c, func(ctx context.Context, adm *kadm.Client) error {
+				rs, err := adm.DeleteTopics(ctx, args...)
+				if err != nil {
+					return err
 				}
-				fmt.Fprintf(c.OutOrStdout(), "deleted %s\n", r.Topic)
-			}
-			return nil
+				var errs []error
+				for _, r := range rs.Sorted() {
+					if r.Err != nil {
+						errs = append(errs, brokerError("delete topic "+r.Topic, r.Err, r.ErrMessage))
+						continue
+					}
+					fmt.Fprintf(c.OutOrStdout(), "deleted %s\n", r.Topic)
+				}
+				return joined(errs)
+			})
 		},
 	}
 }

@@ -110,6 +110,7 @@ func (c *Config) AdvertisedAddr() string { return c.Kafka.Advertised }
 type Error struct {
 	Msg  string // where, and what is wrong
 	Hint string // what to do; may be empty
+	Flag bool   // the command line is at fault, not the file or the environment
 }
 
 // Error implements error.

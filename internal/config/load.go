@@ -135,12 +135,13 @@ func (l *loader) flags(flags map[string]string) error {
 		if s == nil {
 			return &Error{
 				Msg:  fmt.Sprintf("flag --set %s: no such setting%s", name, didYouMean(name, settingNames())),
-				Hint: "'chronik config print' lists all settings",
+				Hint: "'chronik config print' lists all settings", Flag: true,
 			}
 		}
-		if err := l.set(s, flags[name], s.flagName()); err != nil {
-			return err
+		if err := s.parse(l.c, flags[name]); err != nil {
+			return &Error{Msg: fmt.Sprintf("%s: %s: %v", s.flagName(), s.name, err), Hint: s.hint(), Flag: true}
 		}
+		l.c.origins[s.name] = s.flagName()
 	}
 	return nil
 }

@@ -22,14 +22,35 @@ func (c *Config) Print(w io.Writer) error {
 			fmt.Fprintf(&b, "[%s]\n", sec)
 			section = sec
 		}
-		origin := c.origins[s.name]
-		if origin == "" {
-			origin = "default"
-		}
-		fmt.Fprintf(&b, "%-48s # %s\n", key+" = "+s.toml(c), origin)
+		fmt.Fprintf(&b, "%-48s # %s\n", key+" = "+s.toml(c), c.origin(s.name))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// Setting is one setting's value, and where it comes from.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Origin string `json:"origin"`
+	Env    string `json:"environment"` // the variable that sets it
+}
+
+// List returns every setting in the order of the reference.
+func (c *Config) List() []Setting {
+	out := make([]Setting, len(settings))
+	for i := range settings {
+		s := &settings[i]
+		out[i] = Setting{Name: s.name, Value: s.text(c), Origin: c.origin(s.name), Env: s.envName()}
+	}
+	return out
+}
+
+func (c *Config) origin(name string) string {
+	if o := c.origins[name]; o != "" {
+		return o
+	}
+	return "default"
 }
 
 // toml writes the value as TOML.

@@ -81,8 +81,8 @@ func (n *node) stop(ctx context.Context) {
 // kill is a power cut: it returns the disk with what was synced.
 func (n *node) kill(net *transport.Network) *vfs.MemFS {
 	n.t.Helper()
+	net.Kill(n.id) // first: what was promised until now must be on the disk
 	disk := n.fs.CrashClone(vfs.CrashCloneCfg{})
-	net.Kill(n.id)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	n.stop(ctx)

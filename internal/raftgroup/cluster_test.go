@@ -218,8 +218,8 @@ func (nd *node) stop(ctx context.Context) {
 // It returns the disk that is left.
 func (nd *node) kill(keep int) *vfs.MemFS {
 	nd.c.t.Helper()
+	nd.c.net.Kill(nd.id) // first: what was promised until now must be on the disk
 	disk := nd.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rand.New(rand.NewPCG(1, uint64(nd.id)))})
-	nd.c.net.Kill(nd.id)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	must(nd.c.t, nd.host.Stop(ctx))

@@ -110,6 +110,29 @@ func TestInstallVoidsEarlier(t *testing.T) {
 	}
 }
 
+// Entries behind the snapshot's index are void too: they are of another history.
+func TestInstallVoidsLater(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	l := open(t, fs)
+	check(t, l.Create([]Creation{voter(5)}))
+	check(t, add(l, 5, HardState{3, 0, 2}, run(5, 2, 50, 3, 100)))
+	in := &Install{Index: 20, Term: 9, Generation: 2}
+	check(t, appendWait(l, &Append{Replica: 5, HardState: HardState{9, 0, 20}, Install: in}))
+	for again := range 2 {
+		v := l.Replica(5)
+		if v.FirstIndex() != 21 || v.LastIndex() != 20 {
+			t.Fatalf("restart %d: %d to %d", again, v.FirstIndex(), v.LastIndex())
+		}
+		if _, err := v.Term(21); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("restart %d: term of an entry that is void: %v", again, err)
+		}
+		l = open(t, crash(fs, 0, 1))
+	}
+	after := run(5, 21, 3, 9, 10)
+	check(t, add(l, 5, HardState{9, 0, 21}, after))
+	wantEntries(t, l, 5, after)
+}
+
 func TestTrimIsSeenAtOnceAndForgottenHarmlessly(t *testing.T) {
 	fs := vfs.NewCrashableMem()
 	l := open(t, fs)

@@ -330,6 +330,7 @@ func TestRule25LeaderServesAfterOwnEntry(t *testing.T) {
 		nd = c.boot(1, storeOf(1, 0), snap)
 		c.eventually("raft leads", func() bool { return nd.replica().Status().Role == RoleLeader })
 		if nd.replica().IsLeader() {
+			close(gate) // else the cleanup waits for ever
 			t.Fatal("serves before its own entry is applied")
 		}
 		isErr(t, nd.propose("b=1", ProposeOptions{}).err, ErrNotLeader)

@@ -355,3 +355,30 @@ func TestLostOfferIsMadeAgain(t *testing.T) {
 		}
 	})
 }
+
+// After an install the log ends at the snapshot, also when nothing comes behind
+// it: the leader's heartbeats, which commit up to there, contradict nothing.
+func TestLogEndsAtTheInstalledSnapshot(t *testing.T) {
+	inCluster(t, 3, smallSteps, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 10)
+		f := c.follower()
+		id, store, replica := f.id, f.store, f.replica().ID()
+		disk := f.kill(0)
+		c.fill("k", 10, 60)
+		l := c.leader()
+		done := make(chan ident.Index, 1)
+		l.replica().TakeCheckpoint(func(i ident.Index, _ error) { done <- i })
+		<-done
+		back := c.boot(id, store, disk)
+		c.converge(60)
+		time.Sleep(5 * time.Second)
+		st := back.replica().Status()
+		if err := back.ev.quarantine(replica); err != nil || st.SnapshotsInstalled != 1 {
+			t.Fatalf("quarantined %v, %d installed", err, st.SnapshotsInstalled)
+		}
+		if want := l.replica().Status().CommitIndex; st.LastIndex != want || st.SnapshotIndex != want || st.FirstIndex != want+1 {
+			t.Fatalf("snapshot at %d, log from %d to %d, the group is at %d", st.SnapshotIndex, st.FirstIndex, st.LastIndex, want)
+		}
+	})
+}

@@ -60,8 +60,17 @@ func TestFlippedBits(t *testing.T) {
 	c := harness.Start(t, harness.Options{Threshold: 200})
 	e := &env{t: t, c: c, rng: rng, l: startLoad(t, c, loadOptions{partitions: 2, size: 1000, rate: 2 * time.Millisecond})}
 	e.healed("whole at the beginning")
-	for i := range rounds(t, len(damages)) {
-		kind := damages[i%len(damages)]
+	e.c.Eventually(20*time.Second, "every replica has a checkpoint", func() error {
+		for id := 1; id <= 3; id++ {
+			if r, err := c.Replica(id, "load-1"); err != nil || r.SnapshotIndex == 0 {
+				return fmt.Errorf("node %d: snapshot index %d, %w", id, r.SnapshotIndex, err)
+			}
+		}
+		return nil
+	})
+	deck := rng.Perm(len(damages))
+	for i := range rounds(t, 1) {
+		kind := damages[deck[i%len(deck)]]
 		id := e.anyNode()
 		how := "killed"
 		if rng.IntN(2) == 0 {
@@ -78,7 +87,20 @@ func TestFlippedBits(t *testing.T) {
 		c.Restart(id)
 		what := fmt.Sprintf("node %d %s, %s%s", id, how, where, e.wipeIfRefused(id))
 		took := e.healed(what)
-		t.Logf("round %d: %s: whole after %v", i, what, took)
+		t.Logf("%s round %d: %s: whole after %v", time.Now().UTC().Format("15:04:05.000"), i, what, took)
+		e.lookAt(id)
 	}
 	e.l.finish()
+}
+
+// lookAt has node id read all it stores, so that it finds what is damaged.
+func (e *env) lookAt(id int) {
+	e.t.Helper()
+	for p := range e.l.o.partitions {
+		var d struct{}
+		if err := e.c.Get(id, fmt.Sprintf("/v1/digest?topic=%s&partition=%d", e.l.o.topic, p), &d); err != nil {
+			e.t.Logf("node %d: %v", id, err)
+		}
+	}
+	e.healed("whole after a look at everything")
 }

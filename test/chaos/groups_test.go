@@ -142,7 +142,7 @@ func TestGroupsUnderKills(t *testing.T) {
 		return nil
 	})
 	ways := []nemesis{{"kill one", killOne}, {"kill all", killAll}, {"wipe", wipe}, {"kill two", killTwo}, {"restart gracefully", restartGracefully}}
-	for i := range rounds(t, 3) {
+	for i := range rounds(t, 1) {
 		n := ways[rng.IntN(len(ways))]
 		what := n.run(e)
 		before, began := commits(), time.Now()

@@ -24,6 +24,7 @@ type loadOptions struct {
 	acks1      bool   // acks=1 without idempotence: a record may come twice
 	settings   []string
 	rate       time.Duration // between two records of a partition; 0: as fast as acknowledged
+	first      int           // records of a partition that are sent before rate holds
 }
 
 // load keeps records outstanding on every partition until finished, reads along,
@@ -103,7 +104,7 @@ func (l *load) produce(ctx context.Context, p int) {
 			return
 		case window <- struct{}{}:
 		}
-		if l.o.rate > 0 {
+		if l.o.rate > 0 && n >= l.o.first {
 			select {
 			case <-ctx.Done():
 			case <-time.After(l.o.rate):

@@ -74,17 +74,14 @@ var cuts = []nemesis{
 // TestTransferIsCut disturbs the transfer of a snapshot of 1 MiB records at either end.
 func TestTransferIsCut(t *testing.T) {
 	rng := seed(t)
-	c := harness.Start(t, harness.Options{Threshold: 10, Set: []string{"snapshot.max_bytes_per_second=8MiB", "snapshot.hold_bytes=1MiB"}})
-	e := &env{t: t, c: c, rng: rng, l: startLoad(t, c, loadOptions{partitions: 1, size: 1 << 20, window: 2, rate: 60 * time.Millisecond})}
+	c := harness.Start(t, harness.Options{Threshold: 10, Set: []string{"snapshot.max_bytes_per_second=16MiB", "snapshot.hold_bytes=1MiB"}})
+	e := &env{t: t, c: c, rng: rng, l: startLoad(t, c, loadOptions{partitions: 1, size: 1 << 20, window: 2, first: 50, rate: 250 * time.Millisecond})}
 	e.healed("whole at the beginning")
 	deck := rng.Perm(len(cuts))
-	for i := range rounds(t, 2) {
+	for i := range rounds(t, 1) {
 		cut := cuts[deck[i%len(deck)]]
 		e.kill(3)
-		if rng.IntN(2) == 0 {
-			e.c.Wipe(3)
-		}
-		e.between(1500*time.Millisecond, 2500*time.Millisecond)
+		e.c.Wipe(3)
 		e.c.Restart(3)
 		e.transferring(3, "load-0")
 		e.between(0, 500*time.Millisecond)

@@ -53,7 +53,7 @@ bench: ## throughput and latency against the bare loop of the same run
 docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik config reference >docs/configuration.md
 	go run ./cmd/chronik reference >docs/cli.md
-	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestMetrics ./test/cli
+	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
 full: lint test race fuzz e2e compat kill chaos demo-input start-time ## everything
 

@@ -115,6 +115,7 @@ var hints = []struct {
 	{kerr.NotEnoughReplicas, "'chronik status' shows which nodes are missing"},
 	{kerr.NotEnoughReplicasAfterAppend, "'chronik status' shows which nodes are missing"},
 	{kerr.KafkaStorageError, "a node's disk is full or failing: its log and GET /readyz say more"},
+	{kerr.LeaderNotAvailable, "does a majority of the nodes run? 'chronik status' shows them"},
 	{kerr.RequestTimedOut, "does a majority of the nodes run? 'chronik status' shows them"},
 	{context.DeadlineExceeded, "does a majority of the nodes run? 'chronik status' shows them"},
 }

@@ -82,15 +82,20 @@ func Dump(fs vfs.FS, path string, w io.Writer) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		if err == nil {
-			_, err = sc.checked()
+		if err != nil {
+			return err
 		}
+		b, err := sc.checked()
+		if err != nil {
+			return err
+		}
+		h, err := record.Header(b) // the scanner's own lies where checked may have read something else
 		if err != nil {
 			return err
 		}
 		batches++
-		records += int64(sc.h.NumRecords())
-		if err := dumpBatch(w, sc.start, sc.h); err != nil {
+		records += int64(h.NumRecords())
+		if err := dumpBatch(w, sc.start, h); err != nil {
 			return err
 		}
 	}

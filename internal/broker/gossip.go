@@ -58,7 +58,7 @@ func (s *session) LeaderChanged(group ident.GroupID, _ ident.ReplicaID, leader i
 		s.leaders.Observe(group, term, leader)
 	}
 	s.broadcast(frameLeaders, delta)
-	if isMe {
-		s.kick()
+	if isMe || group == ident.MetaGroup {
+		s.kick() // with a leader of the metadata, the reconciler can learn whether the Image is current
 	}
 }

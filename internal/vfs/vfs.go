@@ -17,12 +17,14 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// FS is a file system; File is an open file on it.
 type (
-	FS   = vfs.FS
+	// FS is a file system.
+	FS = vfs.FS
+	// File is an open file.
 	File = vfs.File
 	// MemFS is the memory twin. Its CrashClone is the disk after a power loss.
-	MemFS         = vfs.MemFS
+	MemFS = vfs.MemFS
+	// CrashCloneCfg says how much of what was not synced a crash leaves.
 	CrashCloneCfg = vfs.CrashCloneCfg
 	// DiskUsage is how full a file system is.
 	DiskUsage = vfs.DiskUsage

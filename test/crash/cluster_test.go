@@ -310,7 +310,7 @@ func (c *cluster) createTopic(roll bool) {
 		for i := range c.nodes {
 			for p := range int32(partitions) {
 				if r, err := c.replica(i, p); err != nil || r.AppliedIndex < least {
-					return fmt.Errorf("node %d: partition %d has applied %d of %d (%v)", i+1, p, r.AppliedIndex, least, err)
+					return errors.Join(fmt.Errorf("node %d: partition %d has applied %d of %d", i+1, p, r.AppliedIndex, least), err)
 				}
 			}
 		}

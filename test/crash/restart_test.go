@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -179,7 +180,7 @@ func (c *cluster) outrun(i int) {
 					continue
 				}
 				if r, err := c.replica(k, p); err != nil || r.FirstIndex <= behind+1 {
-					return fmt.Errorf("partition %d: node %d keeps its log from %d, node %d may have %d (%v)", p, k+1, r.FirstIndex, i+1, behind, err)
+					return errors.Join(fmt.Errorf("partition %d: node %d keeps its log from %d, node %d may have %d", p, k+1, r.FirstIndex, i+1, behind), err)
 				}
 			}
 			return nil

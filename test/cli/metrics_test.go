@@ -50,7 +50,7 @@ func value(t *testing.T, c *harness.Cluster, series string) (float64, bool) {
 	return 0, false
 }
 
-// packages are what the second word of a metric's name may be.
+// name is a package of this project, and what is measured.
 var name = regexp.MustCompile(`^chronik_(raftlog|raftgroup|broker|partition|snapshot|wire|group|transport|kafka)_[a-z0-9_]+$`)
 
 // metrics: their names, what lint says, labels without bounds, and that docs/metrics.md lists them. They tell lag.
@@ -76,8 +76,13 @@ func metrics(t *testing.T, c *harness.Cluster) {
 		}
 		return nil
 	})
-	lint(t, scrape(t, c, 1))
-	document(t, scrape(t, c, 1))
+	all := ""
+	for id := 1; id <= 3; id++ {
+		text := scrape(t, c, id)
+		lint(t, text)
+		all += text // what only a coordinator or a leader has
+	}
+	document(t, all)
 }
 
 func lint(t *testing.T, text string) {
@@ -130,6 +135,7 @@ func document(t *testing.T, text string) {
 		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |", n, kinds[n], strings.Join(labels, " "), help))
 	}
 	slices.Sort(rows)
+	rows = slices.Compact(rows)
 	got := `# Metrics
 
 <!-- Generated from a running node by test/cli. Change the metrics there and run make docs. -->

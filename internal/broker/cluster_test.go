@@ -255,13 +255,15 @@ func settle(t *testing.T, s *session) {
 }
 
 // TestRestoredCopyIsNotReleased holds the order of a verdict and an arrival
-// (correctness rule 18): between them the session has not ended yet.
+// (correctness rule 18): between them the session has not ended yet. A late verdict
+// ends at once what an earlier arrival released.
 func TestRestoredCopyIsNotReleased(t *testing.T) {
 	c := newTrio(t)
 	c.start(1, 2, 3)
 	c.serving(1, 2, 3)
 	c.stop(1, 2, 3)
-	for _, restored := range []bool{false, true} {
+	for _, verdict := range []struct{ restored, late bool }{{false, false}, {true, false}, {true, true}} {
+		restored := verdict.restored
 		b := &Broker{opt: Options{Config: c.cfg[3], Version: "test"}, log: slog.New(slog.DiscardHandler), fs: c.disk(3)}
 		ls, err := b.listenAgain()
 		if err != nil {
@@ -280,18 +282,25 @@ func TestRestoredCopyIsNotReleased(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		arrive := func() { h.PeerUp(transport.PeerInfo{Node: 2, Store: ident.NewStoreID()}) }
+		if verdict.late {
+			arrive()
+			settle(t, s)
+		}
 		if _, err := h.AcceptHello(said); err != nil {
 			t.Fatal(err)
 		}
-		h.PeerUp(transport.PeerInfo{Node: 2, Store: ident.NewStoreID()})
+		if !verdict.late {
+			arrive()
+		}
 		settle(t, s)
 		for g, st := range states(s) {
-			if held := st == raftgroup.StateHeld; held != restored {
-				t.Errorf("restored %v: group %d is %v", restored, g, st)
+			if idle := st == raftgroup.StateHeld || st == raftgroup.StateStopped; idle != restored {
+				t.Errorf("%+v: group %d is %v", verdict, g, st)
 			}
 		}
 		if got := len(s.fatal) > 0; got != restored {
-			t.Errorf("restored %v: the session ends: %v", restored, got)
+			t.Errorf("%+v: the session ends: %v", verdict, got)
 		}
 		s.stop(t.Context())
 		if err := s.store.Close(); err != nil {

@@ -92,6 +92,7 @@ func (s *session) lookAtMyself(h identity.Hello) {
 			s.mu.Lock()
 			s.restored = true // before another peer's arrival releases what must not vote
 			s.mu.Unlock()
+			s.host.Silence() // what an earlier arrival released must not vote on while the session ends
 			s.endWith(fmt.Errorf("%w: node %d says: %s", errRestored, h.Node, behind))
 		}
 	}

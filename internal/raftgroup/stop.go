@@ -38,6 +38,15 @@ func (h *Host) Stop(ctx context.Context) error {
 	return nil
 }
 
+// Silence ends the part of every replica in its group at once: nothing more is
+// voted for, acknowledged or handed over. Stop is to follow. It is for a store that
+// turns out to be a restored copy (correctness rule 18).
+func (h *Host) Silence() {
+	for _, r := range h.Replicas() {
+		r.shutdown(ErrStopped)
+	}
+}
+
 // handOver moves leaderships to connected voters and waits until none is left
 // that could move.
 func (h *Host) handOver(ctx context.Context) {

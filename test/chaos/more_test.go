@@ -210,7 +210,7 @@ func (e *env) tryUntil(ctx context.Context, done error, f func(context.Context) 
 // quiet fails the test for log lines that a healthy run must not have.
 func (e *env) quiet(allowed ...string) {
 	e.t.Helper()
-	for _, line := range trouble(e.c, allowed...) {
+	for _, line := range trouble(e.c, append(allowed, e.allowed...)...) {
 		e.t.Errorf("log: %s", line)
 	}
 }

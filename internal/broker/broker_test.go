@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 

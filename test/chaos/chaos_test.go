@@ -22,7 +22,7 @@ func TestNemeses(t *testing.T) {
 	e := &env{t: t, c: c, rng: rng, l: startLoad(t, c, loadOptions{size: 100, rate: time.Millisecond})}
 	e.healed("whole at the beginning")
 	deck := []nemesis{}
-	for i := range rounds(t, 2) {
+	for i := range rounds(t, 1) {
 		if len(deck) == 0 {
 			deck = slices.Clone(nemeses)
 			if only := os.Getenv("CHRONIK_TEST_NEMESIS"); only != "" {

@@ -46,7 +46,7 @@ func TestTwoOfThreeWiped(t *testing.T) {
 	}
 	c.Restart(2)
 	c.Restart(3)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 	defer cancel()
 	if err := c.Client().ProduceSync(ctx, &kgo.Record{Topic: "orders", Value: []byte("x")}).FirstErr(); err == nil {
 		t.Error("a record was acknowledged without a majority")

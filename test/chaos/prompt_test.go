@@ -20,7 +20,7 @@ func TestRestartedNodesServePromptly(t *testing.T) {
 	e := &env{t: t, rng: seed(t)}
 	e.c = harness.Start(t, harness.Options{})
 	var took []time.Duration
-	for range rounds(t, 2) {
+	for range rounds(t, 1) {
 		e.c.Eventually(20*time.Second, "whole", func() error { return whole(e.c) })
 		for id := 2; id <= 3; id++ {
 			e.signal(id, syscall.SIGKILL)

@@ -48,17 +48,25 @@ func (h *Host) Silence() {
 }
 
 // handOver moves leaderships to connected voters and waits until none is left
-// that could move.
+// that could move. A leadership that has come back in a later term stays: its taker
+// is stopping too, and two that stop would hand it to and fro.
 func (h *Host) handOver(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*h.opt.ElectionTimeout)
 	defer cancel()
+	given := map[ident.ReplicaID]ident.Term{} // the term in which it was first handed over
 	for {
 		left := 0
 		for _, r := range h.Replicas() {
-			if st := r.Status(); st.Role == RoleLeader && st.State == StateRunning && r.Alive() > 1 {
-				left++
-				r.TransferLeadership(0)
+			st := r.Status()
+			if st.Role != RoleLeader || st.State != StateRunning || r.Alive() < 2 {
+				continue
 			}
+			if term, ok := given[st.Replica]; ok && st.Term > term {
+				continue
+			}
+			given[st.Replica] = st.Term
+			left++
+			r.TransferLeadership(0)
 		}
 		if left == 0 {
 			return

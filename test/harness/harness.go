@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -31,6 +32,9 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := look(); err != nil {
+		return "", err
+	}
 	exe := filepath.Join(dir, "chronik")
 	out, err := exec.Command("go", "build", "-o", exe, "chronik/cmd/chronik").CombinedOutput()
 	if err != nil {
@@ -38,6 +42,37 @@ var binary = sync.OnceValues(func() (string, error) {
 	}
 	return exe, nil
 })
+
+// look opens what the binary is built from. The go command caches a test's result
+// by the files the test process opened, and would not see that another process built from them.
+func look() error {
+	root := ".."
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		root = filepath.Join(root, "..")
+		if len(root) > 100 {
+			return errors.New("no go.mod above the test's directory")
+		}
+	}
+	for _, dir := range []string{"cmd", "internal"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Binary builds chronik, once a test process.
 func Binary(tb testing.TB) string {

@@ -105,3 +105,40 @@ func killAll(c *harness.Cluster) {
 		})
 	}
 }
+
+// TestStopAll stops all nodes at the same time, in order: none hands its leaderships
+// to another that is stopping too, to and fro.
+func TestStopAll(t *testing.T) {
+	c := harness.Start(t, harness.Options{})
+	c.CreateTopic(topic, 24)
+	highest := func() uint64 {
+		var term uint64
+		for p := range 24 {
+			c.Eventually(10*time.Second, "a leader", func() error {
+				_, r, err := c.Leader(fmt.Sprintf("%s-%d", topic, p))
+				term = max(term, r.Term)
+				return err
+			})
+		}
+		return term
+	}
+	before := highest()
+	nodes := c.Nodes()
+	for _, n := range nodes {
+		if err := syscall.Kill(n.PID, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range nodes {
+		c.Eventually(15*time.Second, "node stops", func() error {
+			if n.Alive() {
+				return fmt.Errorf("node %d runs", n.ID)
+			}
+			return nil
+		})
+		c.Restart(n.ID)
+	}
+	if after := highest(); after > before+5 {
+		t.Errorf("terms went from %d to %d", before, after)
+	}
+}

@@ -29,6 +29,7 @@ func fill(t *testing.T, cl *kgo.Client, from, to int) {
 // TestTwoOfThreeWiped: the groups stop, the survivor keeps its data, and the two
 // empty nodes found no cluster of their own.
 func TestTwoOfThreeWiped(t *testing.T) {
+	long(t)
 	c := harness.Start(t, harness.Options{Threshold: 100})
 	c.CreateTopic("orders", 1)
 	fill(t, c.Client(kgo.ProducerLinger(0)), 0, 150)

@@ -44,6 +44,7 @@ func TestAcks1(t *testing.T) {
 // TestSmallWindows has few records outstanding, each its own batch, so that nearly
 // every change of leader meets a retry that was appended already.
 func TestSmallWindows(t *testing.T) {
+	long(t)
 	e := &env{t: t, rng: seed(t)}
 	e.c = harness.Start(t, harness.Options{Threshold: 300})
 	e.l = startLoad(t, e.c, loadOptions{window: 2, size: 20})
@@ -108,15 +109,16 @@ func TestTopicsComeAndGo(t *testing.T) {
 	e.c = harness.Start(t, harness.Options{Threshold: 100})
 	e.l = startLoad(t, e.c, loadOptions{partitions: 3, size: 50, rate: 2 * time.Millisecond})
 	e.healed("whole at the beginning")
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
+	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	lives := make([]int, 2)
 	for i := range lives {
-		wg.Go(func() { lives[i] = e.comeAndGo(ctx, fmt.Sprintf("brief-%d", i)) })
+		wg.Go(func() { lives[i] = e.comeAndGo(ctx, stop, fmt.Sprintf("brief-%d", i)) })
 	}
 	e.storm(rounds(t, 1), nemesis{"kill one", killOne}, nemesis{"kill two", killTwo}, nemesis{"kill all", killAll}, nemesis{"wipe", wipe})
-	cancel()
+	close(stop)
 	wg.Wait()
 	t.Logf("topics lived %v times", lives)
 	for i, n := range lives {
@@ -129,9 +131,9 @@ func TestTopicsComeAndGo(t *testing.T) {
 	e.quiet()
 }
 
-// comeAndGo lets a topic live again and again until ctx ends, and returns how
+// comeAndGo lets a topic live again and again until stop and at least once, and returns how
 // often. Nothing of an earlier life may show in a later one.
-func (e *env) comeAndGo(ctx context.Context, topic string) (lives int) {
+func (e *env) comeAndGo(ctx context.Context, stop <-chan struct{}, topic string) (lives int) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(e.c.Bootstrap()...), kgo.RequestTimeoutOverhead(2*time.Second), kgo.MetadataMinAge(20*time.Millisecond))
 	if err != nil {
 		e.t.Error(err)
@@ -140,6 +142,13 @@ func (e *env) comeAndGo(ctx context.Context, topic string) (lives int) {
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
 	for life := 0; ctx.Err() == nil; life++ {
+		select {
+		case <-stop:
+			if lives > 0 {
+				return lives
+			}
+		default:
+		}
 		if err := e.tryUntil(ctx, kerr.TopicAlreadyExists, func(ctx context.Context) error {
 			r, err := adm.CreateTopic(ctx, 5, -1, nil, topic)
 			return errors.Join(err, r.Err)

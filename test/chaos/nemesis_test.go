@@ -40,6 +40,14 @@ func seed(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(s, 0))
 }
 
+// long leaves a test to the long form: go test of everything is to stay under three minutes.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CHRONIK_ROUNDS") == "" {
+		t.Skip("takes long: make chaos")
+	}
+}
+
 // rounds is how many rounds to run: short by default, CHRONIK_ROUNDS for the full count.
 func rounds(t *testing.T, short int) int {
 	t.Helper()

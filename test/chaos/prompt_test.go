@@ -49,6 +49,7 @@ func TestRestartedNodesServePromptly(t *testing.T) {
 // TestFrozenNodeIsReplaced: a process that stands still keeps its connections. The others
 // elect leaders within two election timeouts and a little, for every group.
 func TestFrozenNodeIsReplaced(t *testing.T) {
+	long(t)
 	e := &env{t: t, rng: seed(t)}
 	e.c = harness.Start(t, harness.Options{})
 	e.l = startLoad(t, e.c, loadOptions{partitions: 12, size: 20, rate: 5 * time.Millisecond})

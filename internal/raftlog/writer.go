@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"chronik/internal/ident"
@@ -11,8 +12,12 @@ import (
 const (
 	// maxBatchBytes ends a batch early, so that the buffer stays bounded.
 	maxBatchBytes = 16 << 20
-	// keepBuffer is the largest buffer kept between batches.
-	keepBuffer = 4 << 20
+	// keepBuffer is the largest buffer kept between batches whatever they need. A
+	// larger one, up to twice maxBatchBytes, is kept while batches fill an eighth
+	// of it: under load each batch would pay for a new one.
+	keepBuffer = 1 << 20
+	// slackBatches is how many smaller batches in a row give a large buffer up.
+	slackBatches = 64
 )
 
 // writer is what the sync loop alone touches (and Open before it starts).
@@ -29,6 +34,7 @@ type writer struct {
 	lsn uint64 // last one given
 	// The batch at work: frames encoded in buf, for active from its end on.
 	buf    []byte
+	slack  int // batches in a row that needed less than an eighth of buf
 	frames []frame
 	spans  []span // what frames' spans point into
 	dones  []completion
@@ -219,10 +225,22 @@ func (l *Log) put(f *frame) error {
 		}
 		f.spans = w.spans[start:len(w.spans):len(w.spans)]
 	}
-	w.buf = appendFrame(w.buf, f, w.active.epoch)
+	w.buf = appendFrame(slices.Grow(w.buf, int(f.size)), f, w.active.epoch)
 	w.foot.add(f)
 	w.frames = append(w.frames, *f)
 	return nil
+}
+
+// reuseBuffer empties the batch's buffer for the next one, or lets go of it.
+func (w *writer) reuseBuffer() {
+	w.slack++
+	if len(w.buf) >= cap(w.buf)/8 {
+		w.slack = 0
+	}
+	if c := cap(w.buf); c > 2*maxBatchBytes || c > keepBuffer && w.slack >= slackBatches {
+		w.buf, w.slack = nil, 0
+	}
+	w.buf = w.buf[:0]
 }
 
 // room tells whether a frame of size fits behind what is in the batch, with the footer.
@@ -256,10 +274,8 @@ func (l *Log) flush() {
 	}
 	clear(w.frames)
 	clear(w.dones)
-	w.frames, w.dones, w.spans, w.buf = w.frames[:0], w.dones[:0], w.spans[:0], w.buf[:0]
-	if cap(w.buf) > keepBuffer {
-		w.buf = nil
-	}
+	w.frames, w.dones, w.spans = w.frames[:0], w.dones[:0], w.spans[:0]
+	w.reuseBuffer()
 }
 
 // write writes and syncs the batch. A failure is final: which pages reached the

@@ -315,7 +315,9 @@ func TestFullDisk(t *testing.T) {
 	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("the node ended by itself")
+		}
 		if t.Failed() {
 			t.Log(log.String())
 		}

@@ -86,7 +86,9 @@ func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:]
 func TestDevEphemeral(t *testing.T) {
 	harness.Alone(t)
 	exe, base := harness.Binary(t), 0
-	fmt.Sscan(port(harness.FreeAddr(t)), &base)
+	if _, err := fmt.Sscan(port(harness.FreeAddr(t)), &base); err != nil {
+		t.Fatal(err)
+	}
 	base = min(base, 60000)
 	dir := filepath.Join(t.TempDir(), "data")
 	run := func() (*exec.Cmd, *bytes.Buffer) {

@@ -177,7 +177,6 @@ func (h peerHandler) PeerUp(p transport.PeerInfo) {
 	s.gossip()
 	s.boot.changed.notify()
 	s.changed.notify()
-	s.log.Info("connected", "peer", int32(p.Node))
 }
 
 // PeerDown implements transport.Handler.
@@ -186,7 +185,6 @@ func (h peerHandler) PeerDown(node ident.NodeID) {
 	s.away.set(node, false)
 	s.host.PeerDown(node)
 	s.changed.notify()
-	s.log.Info("disconnected", "peer", int32(node))
 }
 
 // releaseAll lets those replicas take part whose voters' nodes have, by majority,

@@ -49,7 +49,7 @@ func (r *Replica) offered(o *outbox, it *item) {
 	rs := &r.rs
 	msg, err := decodeOfferMsg(it.offer)
 	if err != nil {
-		r.log.Warn("bad snapshot offer", "node", it.src.node, "err", err)
+		r.log.Warn("bad snapshot offer", "peer", it.src.node, "err", err)
 		return
 	}
 	if !r.heedLeader(o, it) {

@@ -120,7 +120,7 @@ func (r *Replica) pinned(o *outbox, to ident.ReplicaID, seq uint64, p *snapshot.
 	body := offerMsg{first: rs.st.first, offer: p.Offer(r.h.opt.Node)}
 	f.offer(r.spec.Group, r.spec.Replica, to, rs.hs.Term, body.encode())
 	f.sent = append(f.sent, dropNote{r: r, to: uint64(to), offer: true})
-	r.log.Info("offered snapshot", "node", node, "index", p.Point.Index, "term", p.Point.Term, "bytes", p.Bytes)
+	r.log.Info("offered snapshot", "peer", node, "index", p.Point.Index, "term", p.Point.Term, "bytes", p.Bytes)
 }
 
 // transferStatus is a receiver's word about the transfer.
@@ -179,7 +179,7 @@ func (r *Replica) watchOffers() {
 		case f.State == "StateSnapshot" && of == nil:
 			rs.rn.ReportSnapshot(uint64(f.Replica), raft.SnapshotFailure)
 		case f.State == "StateSnapshot" && now.Sub(of.heard) > r.transferTimeout():
-			r.log.Warn("snapshot transfer shows no life", "node", f.Node, "index", of.index)
+			r.log.Warn("snapshot transfer shows no life", "peer", f.Node, "index", of.index)
 			r.offerFailed(f.Replica)
 		case f.State == "StateReplicate" && of != nil:
 			if of.pin != 0 {

@@ -329,7 +329,7 @@ func (r *Replica) announce() {
 		return
 	}
 	rs.announced = now
-	r.log.Debug("leader changed", "node", now.node, "term", now.term)
+	r.log.Debug("leader changed", "leader", now.node, "term", now.term)
 	if w, ok := r.as.sm.(RoleWatcher); ok {
 		w.RoleChanged(now.node, now.term, now.me)
 	}

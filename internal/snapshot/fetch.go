@@ -291,7 +291,7 @@ func (t *transfer) retry(try func(source int) error) error {
 			continue // to the next source, or to this one with a smaller request
 		}
 		t.r.opt.Logger.Warn("Failed snapshot request", "group", t.offer.Group,
-			"node", t.offer.Sources[i].Node, "index", t.offer.Index, "err", err)
+			"peer", t.offer.Sources[i].Node, "index", t.offer.Index, "err", err)
 		limit := len(t.sources) // once more, or each other source once
 		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrSource) {
 			limit += 2 // a connection may come back

@@ -296,7 +296,7 @@ func (s *Server) expire() {
 	s.mu.Unlock()
 	for _, o := range over {
 		s.pinsLapsed.Add(1)
-		s.opt.Logger.Warn("Expired snapshot pin", "group", o.p.Group, "node", o.p.To,
+		s.opt.Logger.Warn("Expired snapshot pin", "group", o.p.Group, "peer", o.p.To,
 			"index", o.p.Point.Index, "bytes", o.served)
 		s.afterEnd(o.p, o.files)
 	}

@@ -278,7 +278,7 @@ func (t *transfer) askPrefixes(j job, lengths []int) []byte {
 		if t.ctx.Err() == nil && !errors.Is(err, ErrPinGone) {
 			t.sources[i].prefixFailures.Add(1)
 			t.r.opt.Logger.Info("Failed to compare prefixes, fetching the whole chunk", "group", t.offer.Group,
-				"node", t.offer.Sources[i].Node, "file", j.f.mf.Name, "err", err)
+				"peer", t.offer.Sources[i].Node, "file", j.f.mf.Name, "err", err)
 		}
 		return nil
 	}

@@ -83,10 +83,10 @@ func (l *link) report(err error) {
 		return
 	}
 	if refused {
-		l.p.t.log.Warn("refused by node", "node", l.p.node, "class", l.class.String(), "err", text)
+		l.p.t.log.Warn("refused by node", "peer", l.p.node, "class", l.class.String(), "err", text)
 		return
 	}
-	l.p.t.log.Info("failed to connect to node", "node", l.p.node, "class", l.class.String(), "err", text)
+	l.p.t.log.Info("failed to connect to node", "peer", l.p.node, "class", l.class.String(), "err", text)
 }
 
 // session is one connection from dial to end. It tells whether the peer

@@ -291,13 +291,13 @@ func (p *peer) judge() {
 		p.up, p.info = true, in.info
 		info := in.info
 		p.tell(func(h Handler) {
-			p.t.log.Info("connected with node", "node", p.node, "store", info.Store)
+			p.t.log.Info("connected with node", "peer", p.node, "store", info.Store)
 			h.PeerUp(info)
 		})
 	case !both && p.up:
 		p.up = false
 		p.tell(func(h Handler) {
-			p.t.log.Info("lost connection with node", "node", p.node)
+			p.t.log.Info("lost connection with node", "peer", p.node)
 			h.PeerDown(p.node)
 		})
 		p.severLocked()

@@ -142,7 +142,7 @@ func (t *Transport) receive(stream grpc.ServerStream, p *peer, info PeerInfo, cl
 		err := unpack(m.data, deliver)
 		m.free()
 		if err != nil {
-			t.log.Error("ended a stream with malformed frames", "node", info.Node, "class", class.String(), "err", err)
+			t.log.Error("ended a stream with malformed frames", "peer", info.Node, "class", class.String(), "err", err)
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"chronik/internal/ident"
+	"chronik/internal/identity"
 	"chronik/internal/metadata"
 	"chronik/internal/vfs"
 )
@@ -74,4 +75,34 @@ func TestSweepDonors(t *testing.T) {
 		}
 	}
 	eventually(t, 5*time.Second, "still serving", func() error { return cl.ProduceSync(t.Context(), kgo.StringRecord("y")).FirstErr() })
+}
+
+// TestForgetStores drops what was seen of replaced stores only, and only when there is much.
+func TestForgetStores(t *testing.T) {
+	cfg := testConfig(t, nil)
+	b := standalone(t, cfg, vfs.NewCrashableMem())
+	var s *session
+	eventually(t, 5*time.Second, "serving", func() error {
+		if s = b.session(); s == nil || !s.serving.Load() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	w := s.memory.witness
+	greet := func(id ident.StoreID) {
+		w.Greeted(identity.Hello{Node: 7, Store: id, Boot: 1, Run: 1})
+	}
+	greet(s.store.ID()) // a store that the metadata names
+	for range manySightings - 1 {
+		greet(ident.NewStoreID())
+	}
+	s.forgetStores(s.meta.Image())
+	if n := len(w.Sightings()); n != manySightings {
+		t.Fatalf("%d of %d sightings left", n, manySightings)
+	}
+	greet(ident.NewStoreID())
+	s.forgetStores(s.meta.Image())
+	if left := w.Sightings(); len(left) != 1 || left[0].Store != s.store.ID() {
+		t.Fatalf("%d sightings left", len(left))
+	}
 }

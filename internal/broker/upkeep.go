@@ -29,9 +29,30 @@ func (s *session) announce(ctx context.Context) {
 			return
 		case <-t.C:
 			s.gossip()
+			s.forgetStores(s.meta.Image())
 			s.memory.keep()
 		}
 	}
+}
+
+// manySightings is how many stores are remembered before replaced ones are forgotten.
+const manySightings = 1024
+
+// forgetStores drops what was seen of stores that the metadata has replaced, once
+// there are many. Their replicas are retired, so they can break no promise if they
+// come back; and a node that comes back with one is told that it was replaced.
+func (s *session) forgetStores(img *metadata.Image) {
+	if img.ClusterID == "" || len(s.memory.witness.Sightings()) <= manySightings {
+		return
+	}
+	named := map[ident.StoreID]bool{}
+	for _, b := range img.Brokers() {
+		named[b.Store] = true
+		for _, r := range img.PartitionsOn(b.Node) {
+			named[r.Store] = true // lost ones count until they are replaced
+		}
+	}
+	s.memory.witness.Forget(func(id ident.StoreID) bool { return named[id] })
 }
 
 // upkeep proposes, for the partitions this node leads, what retention drops and

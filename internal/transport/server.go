@@ -95,12 +95,13 @@ func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	in := &inStream{info: info, conn: c, done: make(chan struct{})}
 	p.enter(pre.class, in)
 	defer p.leave(pre.class, in)
+	// Before the answer: the peer may call as soon as it has that.
+	if !c.greeted(info) {
+		return status.Error(codes.DeadlineExceeded, "hello came too late")
+	}
 	reply := preamble{version: protocolVersion, class: pre.class, from: t.opt.Node, to: info.Node, hello: t.opt.Handler.Hello()}
 	if err := stream.SendMsg(reply.encode()); err != nil {
 		return err
-	}
-	if !c.greeted(info) {
-		return status.Error(codes.DeadlineExceeded, "hello came too late")
 	}
 	p.setLive(pre.class, in)
 	return t.receive(stream, p, info, pre.class)

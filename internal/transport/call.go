@@ -14,7 +14,7 @@ import (
 
 // firstContact is how long a call waits for a peer whose connection is just
 // being made.
-const firstContact = 200 * time.Millisecond
+const firstContact = time.Second
 
 // A response begins with one of these.
 const (

@@ -120,6 +120,9 @@ func (t *Transport) serveCall(ctx context.Context, decode func(any) error) (any,
 	if err == nil && len(resp) > MaxFrame {
 		err = fmt.Errorf("response of %d bytes: %w", len(resp), ErrTooLarge)
 	}
+	if err != nil && ctx.Err() != nil {
+		return nil, status.FromContextError(ctx.Err()).Err() // the caller's deadline: no word of the callee's
+	}
 	if err != nil {
 		return answer(answerError, []byte(err.Error())), nil
 	}

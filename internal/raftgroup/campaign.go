@@ -30,6 +30,12 @@ const (
 	campaignRetry = 100 * time.Millisecond // more, after an attempt that did not win
 	// campaignAttempts bounds the hints; after that raft's own timeout decides.
 	campaignAttempts = 8
+	// Whoever voted for itself asks ownVoteAttempts times before anybody else's
+	// first hint: a peer is connected a little before its replicas are released,
+	// and what reaches it in between is dropped.
+	// Inequality: (ownVoteAttempts-1) * ownVoteRetry < campaignFirst.
+	ownVoteAttempts = 4
+	ownVoteRetry    = 15 * time.Millisecond
 )
 
 // peersChanged reacts to nodes that came and went.
@@ -137,8 +143,11 @@ func (r *Replica) campaignDelay() time.Duration {
 	if len(voters) == 1 && len(rs.mem.conf.GetVotersOutgoing()) == 0 {
 		return 0
 	}
-	if rs.camp.attempts == 0 && !rs.camp.led && rs.durable.Vote == r.spec.Replica {
-		return 0
+	if rs.camp.attempts < ownVoteAttempts && !rs.camp.led && rs.durable.Vote == r.spec.Replica {
+		if rs.camp.attempts == 0 {
+			return 0
+		}
+		return ownVoteRetry
 	}
 	rank := 0
 	for _, m := range rs.mem.voters() {

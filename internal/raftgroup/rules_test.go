@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -480,6 +481,7 @@ func TestApplyErrorQuarantines(t *testing.T) {
 		got := l.propose("no equal sign", ProposeOptions{})
 		isErr(t, got.err, ErrQuarantined)
 		id := l.replica().ID()
+		synctest.Wait() // the waiter is told first
 		if err := l.ev.quarantine(id); err == nil {
 			t.Fatal("no event")
 		}

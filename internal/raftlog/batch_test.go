@@ -117,7 +117,7 @@ func TestLargeFrames(t *testing.T) {
 	}
 	l.Trim(5, 4)
 	fill(t, l, 6, 9)
-	if s := l.Stats(); s.TotalBytes > testMaxBytes {
+	if s := settled(t, l); s.TotalBytes > testMaxBytes {
 		t.Fatalf("the large file must be gone: %+v", s)
 	}
 }
@@ -132,12 +132,12 @@ func TestCacheIsBounded(t *testing.T) {
 			es := run(id, 2+i, 1, 1, 900)
 			want[k] = append(want[k], es...)
 			check(t, add(l, id, HardState{1, 0, 1}, es))
-			if c := l.Stats().CacheBytes; c > 16<<10 {
+			if c := settled(t, l).CacheBytes; c > 16<<10 {
 				t.Fatalf("cache has %d bytes", c)
 			}
 		}
 	}
-	full := l.Stats().CacheBytes
+	full := settled(t, l).CacheBytes
 	if full < 14<<10 {
 		t.Fatalf("cache has %d bytes only", full)
 	}
@@ -147,12 +147,12 @@ func TestCacheIsBounded(t *testing.T) {
 	wantEntries(t, l, 5, append(want[0][:33:33], run(5, 35, 2, 2, 10)...))
 	l.Trim(6, 40)
 	check(t, add(l, 5, HardState{2, 0, 1}, nil))
-	if c := l.Stats().CacheBytes; c > 2000 {
+	if c := settled(t, l).CacheBytes; c > 2000 {
 		t.Fatalf("cache has %d bytes of trimmed entries, had %d", c, full)
 	}
 	check(t, l.Remove(5))
 	check(t, l.Remove(6))
-	if c := l.Stats().CacheBytes; c != 0 {
+	if c := settled(t, l).CacheBytes; c != 0 {
 		t.Fatalf("cache has %d bytes of nobody", c)
 	}
 }
@@ -184,7 +184,7 @@ func TestReadersDuringWrites(t *testing.T) {
 	for range 3 {
 		check(t, <-fail)
 	}
-	if s := l.Stats(); s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
+	if s := settled(t, l); s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
 		t.Fatalf("%+v", s)
 	}
 	wantEntries(t, l, 6, quiet)
@@ -214,7 +214,7 @@ func TestFileIsFreedUnderAReader(t *testing.T) {
 	fs.set(func() { fs.readGate = nil })
 	l.Trim(6, 4)
 	fill(t, l, 5, 9)
-	if s := l.Stats(); s.Recycled == 0 || s.TotalBytes > o.MaxBytes {
+	if s := settled(t, l); s.Recycled == 0 || s.TotalBytes > o.MaxBytes {
 		t.Fatalf("%+v", s)
 	}
 	if _, err := fs.Stat(logPath(1)); err == nil {

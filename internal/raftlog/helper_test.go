@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -62,6 +63,17 @@ func check(t testing.TB, err error) {
 // crash returns the disk after a power loss now, with percent of what was not synced.
 func crash(fs *vfs.MemFS, percent int, seed uint64) *vfs.MemFS {
 	return fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rand.New(rand.NewPCG(seed, 1))})
+}
+
+// settled returns the sizes as they are once the sync loop has done with all that
+// was acknowledged: it tells the callers first, and cleans up and measures then.
+func settled(t testing.TB, l *Log) Stats {
+	t.Helper()
+	const nobody = 1 << 40 // refused, in order behind all the others
+	if err := add(l, nobody, HardState{}, nil); !errors.Is(err, ErrUnknownReplica) {
+		t.Fatal(err)
+	}
+	return l.Stats()
 }
 
 // voter is a creation at (1,1).

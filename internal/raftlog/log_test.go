@@ -207,7 +207,7 @@ func TestOnDisk(t *testing.T) {
 	want := run(6, 2, 3, 1, 100)
 	check(t, add(l, 6, HardState{1, 0, 1}, want))
 	fill(t, l, 5, 7)
-	if s := l.Stats(); s.Recycled == 0 || s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
+	if s := settled(t, l); s.Recycled == 0 || s.RelocatedFrames == 0 || s.TotalBytes > o.MaxBytes {
 		t.Fatalf("%+v", s)
 	}
 	closeLog(t, l)

@@ -30,7 +30,7 @@ func TestQuietReplicasAreRelocated(t *testing.T) {
 	l.PutNode([]byte("node"), func(err error) { done <- err })
 	check(t, <-done)
 	fill(t, l, 5, 10)
-	s := l.Stats()
+	s := settled(t, l)
 	if s.TotalBytes > o.MaxBytes || s.RelocatedFrames == 0 || s.Recycled == 0 {
 		t.Fatalf("%+v", s)
 	}
@@ -78,7 +78,7 @@ func TestPressure(t *testing.T) {
 	l.OnPressure(func(rs []ident.ReplicaID) { asked <- slices.Clone(rs) })
 	check(t, l.Create([]Creation{voter(4), voter(5), voter(6)}))
 	for i := ident.Index(0); len(asked) == 0; i++ {
-		if s := l.Stats(); s.TotalBytes > o.MaxBytes/2+testFile {
+		if s := settled(t, l); s.TotalBytes > o.MaxBytes/2+testFile {
 			t.Fatalf("not asked: %+v", s)
 		}
 		check(t, add(l, 5, HardState{1, 0, 1 + i}, run(5, 2+i, 1, 1, 2000)))

@@ -87,11 +87,12 @@ func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	if info.Node != pre.from {
 		return refuse(fmt.Sprintf("the hello is node %d's, the stream node %d's", info.Node, pre.from))
 	}
-	p := t.ensure(info.Node)
+	addr := reachable(info.Addr, c.RemoteAddr())
+	p := t.ensure(info.Node, addr)
 	if p == nil {
 		return status.Error(codes.Unavailable, ErrClosed.Error())
 	}
-	p.learnAddr(reachable(info.Addr, c.RemoteAddr()))
+	p.learnAddr(addr)
 	in := &inStream{info: info, conn: c, done: make(chan struct{})}
 	p.enter(pre.class, in)
 	defer p.leave(pre.class, in)

@@ -214,14 +214,14 @@ func (t *Transport) SetPeer(node ident.NodeID, addr string) {
 		}
 		return
 	}
-	if p := t.ensure(node); p != nil {
+	if p := t.ensure(node, addr); p != nil {
 		p.setAddr(addr)
 	}
 }
 
-// ensure returns node's peer, making it and its links if need be. It returns
-// nil for this node itself and after Close.
-func (t *Transport) ensure(node ident.NodeID) *peer {
+// ensure returns node's peer. If need be it makes it, with addr, which may be empty,
+// known before its links look for one. It returns nil for this node itself and after Close.
+func (t *Transport) ensure(node ident.NodeID, addr string) *peer {
 	if node == t.opt.Node || node <= 0 {
 		return nil
 	}
@@ -233,6 +233,7 @@ func (t *Transport) ensure(node ident.NodeID) *peer {
 	p := t.peers[node]
 	if p == nil {
 		p = newPeer(t, node)
+		p.learnAddr(addr)
 		t.peers[node] = p
 		p.run()
 	}

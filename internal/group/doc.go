@@ -25,6 +25,8 @@
 // that nothing newer was committed (ReadIndex, correctness rule 26), loads, and gives every
 // member a full session timeout: they go on with their generation and notice only
 // NOT_COORDINATOR and another node. A rebalance that was under way begins anew.
+// OffsetFetch asks each time. JoinGroup does not: what a deposed leader answers takes
+// no effect, for SyncGroup is answered by an entry that the group has committed.
 //
 // # Crash argument
 //

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/ident"
 )
 
 // maxCommit bounds the offsets of one request.
@@ -121,12 +123,17 @@ func (c *Coordinator) commitResponse(req *kmsg.OffsetCommitRequest, code int16) 
 
 // Fetch answers for one group of an OffsetFetch request: the offsets of topics,
 // or, with nil, all of them. Groups of one request may belong to different shards.
-func (c *Coordinator) Fetch(_ context.Context, group string, topics []kmsg.OffsetFetchRequestGroupTopic) kmsg.OffsetFetchResponseGroup {
+// It blocks until a majority has confirmed that no newer leader has committed
+// anything since the call (correctness rule 26), for ProposeTimeout at most.
+func (c *Coordinator) Fetch(ctx context.Context, group string, topics []kmsg.OffsetFetchRequestGroupTopic) kmsg.OffsetFetchResponseGroup {
 	resp := kmsg.NewOffsetFetchResponseGroup()
 	resp.Group = group
 	c.mu.Lock()
 	resp.ErrorCode = c.refuse()
 	c.mu.Unlock()
+	if resp.ErrorCode == 0 {
+		resp.ErrorCode = c.readIndex(ctx)
+	}
 	if resp.ErrorCode != 0 {
 		return resp
 	}
@@ -153,6 +160,22 @@ func (c *Coordinator) Fetch(_ context.Context, group string, topics []kmsg.Offse
 		resp.Topics = append(resp.Topics, t)
 	}
 	return resp
+}
+
+// readIndex waits until the state here is as new as what was committed when it
+// was called; it returns a code if that cannot be known.
+func (c *Coordinator) readIndex(ctx context.Context) int16 {
+	done := make(chan error, 1)
+	c.r.ReadIndex(time.Now().Add(c.opt.ProposeTimeout), func(_ ident.Index, err error) { done <- err })
+	select {
+	case err := <-done:
+		if err != nil {
+			return codeOf(err)
+		}
+		return 0
+	case <-ctx.Done():
+		return errNotAvailable
+	}
 }
 
 // fetched is a partition's answer; o is nil if nothing is committed.

@@ -371,3 +371,31 @@ func TestShardOf(t *testing.T) {
 		}
 	}
 }
+
+// Correctness rule 26: a coordinator that was cut off answers nothing from the past.
+func TestFetchIsConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{})
+		defer s.close()
+		c := s.elect(0)
+		if code := commitCode(commit(t, c, "", -1, tp{"a", 0, 1})); code != 0 {
+			t.Fatalf("commit: %d", code)
+		}
+		if got := fetchAll(c, "g"); got != "a-0=1 " {
+			t.Fatal(got)
+		}
+		for err, want := range map[error]int16{
+			raftgroup.ErrTimeout: errNotAvailable, raftgroup.ErrNotLeader: errNotCoordinator,
+		} {
+			s.set(func() { s.nodes[0].readErr = err })
+			if got := c.Fetch(t.Context(), "g", nil); got.ErrorCode != want || len(got.Topics) > 0 {
+				t.Fatalf("%v: %+v", err, got)
+			}
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got := c.Fetch(gone, "g", nil); got.ErrorCode == 0 {
+			t.Fatalf("client went away: %+v", got)
+		}
+	})
+}

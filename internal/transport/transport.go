@@ -153,6 +153,7 @@ type Transport struct {
 	peers   map[ident.NodeID]*peer
 	started bool
 	closed  bool
+	done    chan struct{} // closed when Close is done
 }
 
 var _ Sender = (*Transport)(nil)
@@ -174,6 +175,7 @@ func New(opt Options) (*Transport, error) {
 		log:       opt.Logger,
 		strangers: rate.Sometimes{Interval: time.Second},
 		peers:     make(map[ident.NodeID]*peer),
+		done:      make(chan struct{}),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.server = newServer(t)
@@ -320,7 +322,7 @@ func (t *Transport) Close() {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
-		t.callbacks.Wait()
+		<-t.done
 		return
 	}
 	t.closed = true
@@ -336,4 +338,5 @@ func (t *Transport) Close() {
 	t.server.Stop()
 	t.links.Wait()
 	t.callbacks.Wait()
+	close(t.done)
 }

@@ -539,3 +539,24 @@ func TestReachable(t *testing.T) {
 		}
 	}
 }
+
+// Every Close returns only when no callback runs any more, the second of two at once too.
+func TestCloseTwice(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		a, b := pairOf(t, newHost(1), newHost(2))
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() {
+				b.t.Close()
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if got := fmt.Sprint(b.events); got != "[up 1 down 1]" {
+					t.Errorf("events at the end of Close: %v", got)
+				}
+			})
+		}
+		both.Wait()
+		a.t.Close()
+	}
+}

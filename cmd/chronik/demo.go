@@ -27,6 +27,7 @@ const (
 	demoRecord    = 128 << 10 // in records of so many
 	demoRate      = 6 << 20   // bytes a second a node sends of snapshots: slow enough to watch
 	demoCalm      = 3 * time.Second
+	demoPatience  = 4 * time.Second // for the long records
 	// demoLimit bounds the story. What it leaves of the promised 50 seconds is for the end of the processes.
 	demoLimit = 47 * time.Second
 	demoNode  = 3 // who dies
@@ -214,7 +215,7 @@ func (d *demo) story(ctx context.Context) error {
 	}
 	d.view.say("topic %s: one partition, three replicas, a snapshot every %d entries", demoTopic, demoThreshold)
 	d.step = "first records"
-	if err := d.load.write(ctx, 1, demoFirst, demoFirstSize); err != nil {
+	if err := d.load.write(ctx, 1, demoFirst, demoFirstSize, demoPatience); err != nil {
 		return err
 	}
 	d.view.say("%d records acknowledged, one a request, %s", demoFirst, size(d.load.acked()))
@@ -258,7 +259,7 @@ func (d *demo) absence(ctx context.Context, wipe bool) (from, to time.Time, err 
 	}
 	d.view.say("kill -9 of node 3, which holds replica %d up to index %d", before.ReplicaID, before.LastIndex)
 	was := d.load.acked()
-	if err := d.load.write(ctx, 4, demoAway/demoRecord, demoRecord); err != nil {
+	if err := d.load.write(ctx, 4, demoAway/demoRecord, demoRecord, demoPatience); err != nil {
 		return from, to, err
 	}
 	ret.BytesMissing = d.load.acked() - was

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -100,20 +99,26 @@ func newChaCha() *rand.ChaCha8 {
 	return rand.NewChaCha8(seed)
 }
 
-// write has n records of size bytes acknowledged, one a request, some requests at a time.
-func (l *demoLoad) write(ctx context.Context, parallel, n, size int) error {
+// write has n records of size bytes acknowledged, one a request, some requests at a time. What is left after
+// patience, on a machine that is too slow for so much, is short.
+func (l *demoLoad) write(ctx context.Context, parallel, n, size int, patience time.Duration) error {
 	errs := make([]error, parallel)
+	began := time.Now()
 	var wg sync.WaitGroup
 	for i := range parallel {
 		wg.Go(func() {
 			rng := newChaCha()
 			for k := i; k < n && errs[i] == nil; k += parallel {
-				_, errs[i] = l.one(ctx, l.bulk, rng, size)
+				long := size
+				if time.Since(began) > patience {
+					long = min(size, 100)
+				}
+				_, errs[i] = l.one(ctx, l.bulk, rng, long)
 			}
 		})
 	}
 	wg.Wait()
-	return errors.Join(firstErr(errs...), l.failed())
+	return firstErr(append(errs, l.failed())...)
 }
 
 // start lets the producers run until stop.
@@ -215,32 +220,52 @@ func (l *demoLoad) readBack(ctx context.Context, seeds string) (int, error) {
 		return 0, err
 	}
 	defer cl.Close()
-	end, found, next := l.end(), 0, int64(0)
-	for next < end {
+	rd := demoReading{want: l.sums}
+	for end := l.end(); rd.next < end; {
 		fs := cl.PollFetches(ctx)
 		if err := ctx.Err(); err != nil {
-			return found, fmt.Errorf("%s: read up to offset %d of %d: %w", demoGroup, next, end, err)
+			return rd.found, fmt.Errorf("%s: read up to offset %d of %d: %w", demoGroup, rd.next, end, err)
 		}
-		fs.EachError(func(_ string, _ int32, ferr error) { err = fmt.Errorf("%s: offset %d: %w", demoGroup, next, ferr) })
-		fs.EachRecord(func(r *kgo.Record) {
-			sum, ok := l.sums[r.Offset]
-			switch {
-			case err != nil:
-			case r.Offset != next:
-				err = fmt.Errorf("%s: offset %d where %d is next", demoGroup, r.Offset, next)
-			case ok && sum != shortSum(r.Value):
-				err = fmt.Errorf("%s: offset %d holds other bytes than were acknowledged", demoGroup, r.Offset)
-			case ok:
-				found++
-			}
-			next = r.Offset + 1
-		})
-		if err != nil {
-			return found, err
+		fs.EachError(func(_ string, _ int32, err error) { rd.fail("offset %d: %w", rd.next, err) })
+		fs.EachRecord(func(r *kgo.Record) { rd.see(r.Offset, r.Value) })
+		if rd.err != nil {
+			return rd.found, rd.err
 		}
 	}
-	if found != len(l.sums) {
-		return found, fmt.Errorf("%s: %d of %d acknowledged records are there", demoGroup, found, len(l.sums))
+	return rd.found, rd.end()
+}
+
+// demoReading judges a partition that is read from its start.
+type demoReading struct {
+	want  map[int64]uint64 // as demoLoad.sums
+	next  int64
+	found int
+	err   error // the first thing that is wrong
+}
+
+func (rd *demoReading) fail(format string, args ...any) {
+	if rd.err == nil {
+		rd.err = fmt.Errorf(demoGroup+": "+format, args...)
 	}
-	return found, nil
+}
+
+// see takes the next record. One that was not acknowledged, and yet was written, is nobody's loss.
+func (rd *demoReading) see(offset int64, value []byte) {
+	sum, ok := rd.want[offset]
+	switch {
+	case offset != rd.next:
+		rd.fail("offset %d where %d is next", offset, rd.next)
+	case ok && sum != shortSum(value):
+		rd.fail("offset %d holds other bytes than were acknowledged", offset)
+	case ok:
+		rd.found++
+	}
+	rd.next = offset + 1
+}
+
+func (rd *demoReading) end() error {
+	if rd.found != len(rd.want) {
+		rd.fail("%d of %d acknowledged records are there", rd.found, len(rd.want))
+	}
+	return rd.err
 }

@@ -87,12 +87,12 @@ func progressBar(t admin.Transfer) string {
 		size(int64(t.BytesPerSecond)), timeLeft(t), size(int64(t.BytesReused)))
 }
 
-// timeLeft is the estimate in seconds, or a dash where there is none yet.
+// timeLeft is the estimate, or a dash where there is none yet.
 func timeLeft(t admin.Transfer) string {
 	if t.SecondsLeft <= 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.0fs", t.SecondsLeft)
+	return time.Duration(t.SecondsLeft * float64(time.Second)).Round(time.Second).String()
 }
 
 // size is a number of bytes for people.

@@ -3,6 +3,7 @@ package rejoin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -239,34 +240,11 @@ func (b *book) waits(ids ...int) {
 // TestFrozenNodeIsReplaced: node 3 is stopped in its tracks, a new one with its id and an empty disk takes
 // its place, and then the old process goes on as if nothing had been. It must not harm anything.
 func TestFrozenNodeIsReplaced(t *testing.T) {
+	t.Parallel() // it mostly waits for keepalives
 	c := harness.Start(t, harness.Options{Threshold: 50})
 	b := newBook(t, c)
 	b.write(70)
-	frozen := c.Node(3)
-	if err := syscall.Kill(frozen.PID, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Kill(frozen.PID, syscall.SIGCONT) }) // else it could not end
-	b.write(70)
-	c.Eventually(30*time.Second, "its peers miss it", func() error {
-		for id := 1; id <= 2; id++ {
-			var v struct {
-				Nodes []struct {
-					ID    int  `json:"id"`
-					Alive bool `json:"alive"`
-				} `json:"nodes"`
-			}
-			if err := c.Get(id, "/v1/cluster", &v); err != nil {
-				return err
-			}
-			for _, n := range v.Nodes {
-				if n.ID == 3 && n.Alive {
-					return fmt.Errorf("node %d sees it alive", id)
-				}
-			}
-		}
-		return nil
-	})
+	frozen := b.freeze(3)
 	fresh := replace(t, c, frozen)
 	twin := twinOf(c, fresh)
 	c.Eventually(20*time.Second, "the replacement follows", func() error { return twin.follows(b.n) })
@@ -289,9 +267,60 @@ func TestFrozenNodeIsReplaced(t *testing.T) {
 	b.check(c.Node(1).Kafka, c.Node(2).Kafka)
 }
 
+// TestFrozenNodeOutlivesItsReplacement: as before, but the replacement has died when the old process goes on.
+// Nobody claims the node's id any more: it notices that it was replaced, gets a new identity and serves again.
+func TestFrozenNodeOutlivesItsReplacement(t *testing.T) {
+	t.Parallel() // it mostly waits for keepalives
+	c := harness.Start(t, harness.Options{Threshold: 50})
+	b := newBook(t, c)
+	b.write(70)
+	frozen := b.freeze(3)
+	fresh := replace(t, c, frozen)
+	twin := twinOf(c, fresh)
+	c.Eventually(20*time.Second, "the replacement follows", func() error { return twin.follows(b.n) })
+	if err := syscall.Kill(fresh.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.write(10)
+	if err := syscall.Kill(frozen.PID, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	b.write(10)
+	b.mended()
+	// Now the replacement is the second one.
+	out, err := exec.Command(fresh.Argv[0], fresh.Argv[1:]...).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.Count(string(out), "chronik: error: ") != 1 || !strings.Contains(string(out), "node id is taken") {
+		t.Errorf("the replacement came back: %v, %s", err, out)
+	}
+}
+
 func lastLine(log string) string {
 	lines := strings.Split(strings.TrimSpace(log), "\n")
 	return lines[len(lines)-1]
+}
+
+// freeze stops a node in its tracks, writes meanwhile, and waits until nodes 1 and 2 miss it.
+func (b *book) freeze(id int) harness.Node {
+	b.t.Helper()
+	frozen := b.c.Node(id)
+	if err := syscall.Kill(frozen.PID, syscall.SIGSTOP); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = syscall.Kill(frozen.PID, syscall.SIGCONT) }) // else it could not end
+	b.write(70)
+	b.c.Eventually(30*time.Second, "its peers miss it", func() error {
+		for peer := 1; peer <= 2; peer++ {
+			var v admin.Cluster
+			if err := b.c.Get(peer, "/v1/cluster", &v); err != nil {
+				return err
+			}
+			if n := v.NodeByID(int32(id)); n == nil || n.Alive {
+				return fmt.Errorf("node %d sees it alive", peer)
+			}
+		}
+		return nil
+	})
+	return frozen
 }
 
 // replace starts a node with the id of old on an empty directory and other ports.
@@ -314,7 +343,7 @@ func replace(t *testing.T, c *harness.Cluster, old harness.Node) harness.Node {
 		_ = cmd.Wait()
 		_ = log.Close()
 	})
-	n.PID = cmd.Process.Pid
+	n.PID, n.Argv = cmd.Process.Pid, cmd.Args
 	return n
 }
 

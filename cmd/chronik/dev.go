@@ -145,7 +145,7 @@ func (f *devFlags) run(ctx context.Context, out io.Writer) error {
 			return err
 		}
 	}
-	guard, err := dc.guard()
+	guard, err := dc.guard(false)
 	if err != nil {
 		return err
 	}
@@ -293,8 +293,8 @@ func (dc *devCluster) start(i int) error {
 
 // guard starts a small process that outlives a SIGKILL of dev and then kills the
 // nodes dev.json names. It waits for the end of the returned pipe, which comes
-// when this process ends, however it ends.
-func (dc *devCluster) guard() (io.Closer, error) {
+// when this process ends, however it ends. With remove it removes the cluster's directory, too.
+func (dc *devCluster) guard(remove bool) (io.Closer, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -303,7 +303,7 @@ func (dc *devCluster) guard() (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(exe, "dev", "guard", "--data-dir", dc.dir)
+	cmd := exec.Command(exe, "dev", "guard", "--data-dir", dc.dir, "--remove="+strconv.FormatBool(remove))
 	cmd.Stdin = r
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

@@ -157,7 +157,8 @@ func newDevPs(f *devFlags) *cobra.Command {
 // newDevGuard is the process that kills the nodes once dev is gone: its stdin is
 // a pipe whose other end only dev holds.
 func newDevGuard(f *devFlags) *cobra.Command {
-	return &cobra.Command{
+	remove := false
+	c := &cobra.Command{
 		Use: "guard", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, _ = io.Copy(io.Discard, os.Stdin) // ends when dev ends
@@ -165,8 +166,13 @@ func newDevGuard(f *devFlags) *cobra.Command {
 			if err != nil {
 				return nil // --ephemeral removed it: the nodes were stopped in order
 			}
-			dc.killAll()
+			dc.endAll()
+			if remove {
+				return os.RemoveAll(dc.dir)
+			}
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&remove, "remove", false, "remove the directory afterwards")
+	return c
 }

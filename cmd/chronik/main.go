@@ -148,7 +148,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		newStart(), newDev(), newStatus(), newVerify(), newTopic(), newProduce(), newConsume(),
+		newStart(), newDev(), newDemo(), newStatus(), newVerify(), newTopic(), newProduce(), newConsume(),
 		newGroup(), newConfig(), newDebug(), newBench(), newVersion(), newReference(),
 	)
 	wrapUsage(root)

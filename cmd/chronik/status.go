@@ -106,9 +106,10 @@ func getJSON(ctx context.Context, addr, path string, into any) error {
 }
 
 type statusView struct {
-	Cluster  *admin.Cluster  `json:"cluster"`
-	Replicas []admin.Replica `json:"replicas"`
-	Missing  []int32         `json:"unreachable_nodes"`
+	Cluster   *admin.Cluster   `json:"cluster"`
+	Replicas  []admin.Replica  `json:"replicas"`
+	Transfers []admin.Transfer `json:"transfers"` // those that arrive, and those that leave for a node that does not answer
+	Missing   []int32          `json:"unreachable_nodes"`
 }
 
 func newStatus() *cobra.Command {
@@ -123,7 +124,7 @@ func newStatus() *cobra.Command {
 				if err != nil && (!watch || c.Context().Err() != nil) {
 					return err
 				}
-				if watch && !l.asJSON() {
+				if watch && !l.asJSON() && isTerminal(c.OutOrStdout()) {
 					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 				}
 				if err != nil {
@@ -150,27 +151,84 @@ func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &statusView{Cluster: cl, Replicas: []admin.Replica{}, Missing: []int32{}}
-	answers := make([]admin.Replicas, len(cl.Nodes))
-	errs := make([]error, len(cl.Nodes))
+	v := &statusView{Cluster: cl, Replicas: []admin.Replica{}, Transfers: []admin.Transfer{}, Missing: []int32{}}
+	answers := make([]nodeAnswer, len(cl.Nodes))
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var wg sync.WaitGroup
 	for i, n := range cl.Nodes {
-		wg.Go(func() { errs[i] = getJSON(ctx, n.Admin, "/v1/replicas", &answers[i]) })
+		wg.Go(func() { answers[i] = askNode(ctx, n.Admin) })
 	}
 	wg.Wait()
+	answered := map[int32]bool{}
 	for i, n := range cl.Nodes {
-		if errs[i] != nil {
+		if answers[i].err != nil {
 			v.Missing = append(v.Missing, n.ID)
 			continue
 		}
-		for _, r := range answers[i].Replicas {
+		answered[n.ID] = true
+		for _, r := range answers[i].replicas {
 			r.Node = n.ID
 			v.Replicas = append(v.Replicas, r)
 		}
 	}
+	for _, a := range answers {
+		for _, t := range a.transfers {
+			if t.Direction == "in" || !answered[t.Target] {
+				v.Transfers = append(v.Transfers, t)
+			}
+		}
+	}
+	v.join()
 	return v, nil
+}
+
+// nodeAnswer is what one node tells of its replicas and transfers.
+type nodeAnswer struct {
+	replicas  []admin.Replica
+	transfers []admin.Transfer
+	err       error
+}
+
+func askNode(ctx context.Context, addr string) nodeAnswer {
+	var rs admin.Replicas
+	var ts struct {
+		Transfers []admin.Transfer `json:"transfers"`
+	}
+	err := firstErr(getJSON(ctx, addr, "/v1/replicas", &rs), getJSON(ctx, addr, "/v1/transfers", &ts))
+	return nodeAnswer{rs.Replicas, ts.Transfers, err}
+}
+
+// join gives each replica the progress that its leader sees, and adds those that only their leader knows
+// of, because their node does not answer.
+func (v *statusView) join() {
+	at := map[uint64]int{}
+	leaders := map[string]admin.Replica{}
+	for i, r := range v.Replicas {
+		at[r.ReplicaID] = i
+		if was, ok := leaders[r.Group]; r.Role == "leader" && (!ok || r.Term > was.Term) {
+			leaders[r.Group] = r
+		}
+	}
+	for _, l := range leaders {
+		for _, f := range l.Followers {
+			if i, ok := at[f.ReplicaID]; ok {
+				v.Replicas[i].Progress = &f.Progress
+				continue
+			}
+			if !slices.Contains(v.Missing, f.Node) {
+				continue // it is being made, or on its way out
+			}
+			role := "follower"
+			if f.Learner {
+				role = "learner"
+			}
+			v.Replicas = append(v.Replicas, admin.Replica{
+				Node: f.Node, Topic: l.Topic, Partition: l.Partition, Group: l.Group, ReplicaID: f.ReplicaID,
+				Role: role, LeaderNode: l.Node, State: "unreachable", Progress: &f.Progress,
+			})
+		}
+	}
 }
 
 // leaderless names the groups nobody leads, as the node that answered sees it.
@@ -212,6 +270,24 @@ func (v *statusView) print(w io.Writer, l *listing) error {
 	if without := v.leaderless(); len(without) > 0 {
 		fmt.Fprintf(w, "without a leader: %s\n\n", strings.Join(without, ", "))
 	}
+	if err := v.printReplicas(w, l.wide()); err != nil || len(v.Transfers) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	var rows [][]string
+	for _, t := range v.Transfers {
+		rows = append(rows, []string{
+			t.Group, fmt.Sprint(t.Source), fmt.Sprint(t.Target), t.State, size(int64(t.BytesDone)), size(int64(t.BytesTotal)), size(int64(t.BytesReused)),
+			size(int64(t.BytesPerSecond)) + "/s", timeLeft(t), fmt.Sprint(t.Attempts),
+		})
+	}
+	return table(w, []string{"TRANSFER", "FROM", "TO", "STATE", "DONE", "TOTAL", "REUSED", "RATE", "LEFT", "ATTEMPTS"}, rows)
+}
+
+// knownByLeader are the columns of a replica whose node does not answer.
+var knownByLeader = []string{"GROUP", "NODE", "ROLE", "STATE", "LAG", "REPLICA", "MATCH", "LAG BYTES"}
+
+func (v *statusView) printReplicas(w io.Writer, wide bool) error {
 	slices.SortStableFunc(v.Replicas, func(a, b admin.Replica) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition), cmp.Compare(a.Node, b.Node))
 	})
@@ -220,19 +296,28 @@ func (v *statusView) print(w io.Writer, l *listing) error {
 		commits[r.Group] = max(commits[r.Group], r.CommitIndex)
 	}
 	header := []string{"GROUP", "NODE", "ROLE", "STATE", "TERM", "APPLIED", "LAG", "SNAPSHOT", "START", "HIGH", "TRANSFER"}
-	if l.wide() {
-		header = append(header, "REPLICA", "FIRST", "LAST", "COMMIT", "INSTALLED", "RECEIVED", "REUSED", "REPLAYED")
+	if wide {
+		header = append(header, "REPLICA", "FIRST", "LAST", "COMMIT", "INSTALLED", "RECEIVED", "REUSED", "REPLAYED", "MATCH", "LAG BYTES")
 	}
 	var rows [][]string
 	for _, r := range v.Replicas {
+		// Without a leader that answers, what the others committed is the best that is known.
+		lag, match, lagBytes := commits[r.Group]-min(commits[r.Group], r.AppliedIndex), "-", "-"
+		if p := r.Progress; p != nil {
+			lag, match, lagBytes = p.LagEntries, fmt.Sprint(p.MatchIndex), fmt.Sprint(p.LagBytes)
+		}
 		row := []string{
-			r.Group, fmt.Sprint(r.Node), r.Role, r.State, fmt.Sprint(r.Term), fmt.Sprint(r.AppliedIndex),
-			strconv.FormatUint(commits[r.Group]-min(commits[r.Group], r.AppliedIndex), 10), fmt.Sprint(r.SnapshotIndex),
+			r.Group, fmt.Sprint(r.Node), r.Role, r.State, fmt.Sprint(r.Term), fmt.Sprint(r.AppliedIndex), fmt.Sprint(lag), fmt.Sprint(r.SnapshotIndex),
 			fmt.Sprint(r.LogStartOffset), fmt.Sprint(r.HighWatermark), transferText(r.Transfer),
 		}
-		if l.wide() {
+		if wide {
 			row = append(row, fmt.Sprint(r.ReplicaID), fmt.Sprint(r.FirstIndex), fmt.Sprint(r.LastIndex), fmt.Sprint(r.CommitIndex),
-				fmt.Sprint(r.SnapshotsInstalled), fmt.Sprint(r.SnapshotBytesReceived), fmt.Sprint(r.SnapshotBytesReused), fmt.Sprint(r.EntriesReplayed))
+				fmt.Sprint(r.SnapshotsInstalled), fmt.Sprint(r.SnapshotBytesReceived), fmt.Sprint(r.SnapshotBytesReused), fmt.Sprint(r.EntriesReplayed), match, lagBytes)
+		}
+		for i := range row {
+			if r.State == "unreachable" && !slices.Contains(knownByLeader, header[i]) {
+				row[i] = "-"
+			}
 		}
 		rows = append(rows, row)
 	}

@@ -100,18 +100,49 @@ type Replica struct {
 	SnapshotBytesReused   uint64    `json:"snapshot_bytes_reused"`
 	EntriesReplayed       uint64    `json:"entries_replayed"`
 	Transfer              *Transfer `json:"transfer"`
+	// Progress is the replica's as its leader sees it. A node knows it of the replicas it leads.
+	*Progress
+	// Followers, on a leader, are the group's other replicas.
+	Followers []Follower `json:"followers,omitempty"`
+}
+
+// Progress is what a leader knows of a replica.
+type Progress struct {
+	// MatchIndex is the highest index known to be durable there, LagEntries how far the leader's log
+	// reaches beyond it, and LagBytes what that takes by the mean size of the leader's entries.
+	MatchIndex uint64 `json:"match_index"`
+	LagEntries uint64 `json:"lag_entries"`
+	LagBytes   int64  `json:"lag_bytes"`
+}
+
+// Follower is a replica as its leader sees it.
+type Follower struct {
+	ReplicaID uint64 `json:"replica_id"`
+	Node      int32  `json:"node"` // 0: unknown
+	Learner   bool   `json:"learner,omitempty"`
+	Alive     bool   `json:"alive"` // its node is connected
+	// State is raft's: StateProbe, StateReplicate or StateSnapshot.
+	State string `json:"state"`
+	Progress
 }
 
 // Transfer is a snapshot on its way.
 type Transfer struct {
 	Group          string  `json:"group"`
+	Topic          string  `json:"topic"`
+	Partition      int32   `json:"partition"`
 	Direction      string  `json:"direction"` // in or out
+	State          string  `json:"state"`     // queued, manifest, transferring or finishing
 	Source         int32   `json:"source_node"`
+	Target         int32   `json:"target_node"`
+	Index          uint64  `json:"index"` // of the snapshot
+	Term           uint64  `json:"term"`
 	BytesDone      uint64  `json:"bytes_done"`
 	BytesTotal     uint64  `json:"bytes_total"`
 	BytesReused    uint64  `json:"bytes_reused"`
 	BytesPerSecond float64 `json:"bytes_per_second"`
-	SecondsLeft    float64 `json:"seconds_left"`
+	SecondsLeft    float64 `json:"seconds_left"` // 0: unknown
+	Seconds        float64 `json:"seconds"`      // since its start
 	Attempts       int     `json:"attempts"`
 }
 

@@ -28,12 +28,17 @@ type memory struct {
 	// births and at: what the record says besides LSNs, and when it was written.
 	births string
 	at     time.Time
+	// kept has the boot and run of each store that the log's durable record holds.
+	kept map[ident.StoreID]life
 }
+
+// life is one run of a store.
+type life struct{ boot, run uint64 }
 
 const memoryVersion = 1
 
 func openMemory(log *raftlog.Log) (*memory, error) {
-	m := &memory{log: log, witness: identity.NewWitness()}
+	m := &memory{log: log, witness: identity.NewWitness(), kept: map[ident.StoreID]life{}}
 	blob := log.NodeBlob()
 	if len(blob) > 0 {
 		if len(blob) < 9 || blob[0] != memoryVersion {
@@ -44,6 +49,9 @@ func openMemory(log *raftlog.Log) (*memory, error) {
 			return nil, fmt.Errorf("node record: %w", err)
 		}
 		m.written = string(blob)
+		for _, s := range m.witness.Sightings() {
+			m.kept[s.Store] = life{s.Boot, s.Run}
+		}
 	}
 	for _, c := range log.Creations() {
 		m.upTo = max(m.upTo, c.CreatedAt)
@@ -62,6 +70,30 @@ func (m *memory) created(index ident.Index) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.upTo = max(m.upTo, index)
+}
+
+// greeted takes in a peer's Hello, and returns once this run of its store is durable here. What the peer
+// acknowledges from now on it may do with this node as the only witness that comes back: if that had forgotten,
+// an older copy of the peer's disk would be welcome and the two a majority, without what was acknowledged.
+// If the store is behind what was seen before, the reason is returned and nothing changes.
+func (m *memory) greeted(h identity.Hello) (behind string, err error) {
+	if behind := m.witness.Greeted(h); behind != "" {
+		return behind, nil
+	}
+	now := life{h.Boot, h.Run}
+	m.mu.Lock()
+	known := m.kept[h.Store] == now
+	m.mu.Unlock()
+	if known {
+		return "", nil
+	}
+	if err := m.persist(); err != nil {
+		return "", fmt.Errorf("node record: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.kept[h.Store] = now
+	return "", nil
 }
 
 // save writes the record if it changed; done, if not nil, hears when it is durable.

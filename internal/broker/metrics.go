@@ -6,9 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"chronik/internal/ident"
 	"chronik/internal/kafka"
 	"chronik/internal/raftgroup"
 	"chronik/internal/raftlog"
+	"chronik/internal/snapshot"
 )
 
 // metrics are a node's. Those of a session's parts are read when they are asked for.
@@ -47,6 +49,12 @@ var (
 	descDiskFull      = desc("chronik_broker_disk_full", "1 while records are refused because the disk is full.")
 	descReplicas      = desc("chronik_raftgroup_replicas", "Replicas on this node by role and state.", "role", "state")
 	descLag           = desc("chronik_raftgroup_replication_lag_entries", "Entries a follower lacks, as its leader sees it.", "topic", "partition", "node")
+	descLagBytes      = desc("chronik_raftgroup_replication_lag_bytes", "What the entries take that a follower lacks, by their mean size in its leader's log.", "topic", "partition", "node")
+	descMatch         = desc("chronik_raftgroup_match_index", "Highest index known to be durable on a follower, as its leader sees it.", "topic", "partition", "node")
+	descReplica       = desc("chronik_raftgroup_replica_info", "1 for each replica on this node, by role and state.", "topic", "partition", "role", "state")
+	descFirstIndex    = desc("chronik_raftgroup_first_index", "First index of a replica's Raft log.", "topic", "partition")
+	descLastIndex     = desc("chronik_raftgroup_last_index", "Last index of a replica's Raft log.", "topic", "partition")
+	descSnapIndex     = desc("chronik_raftgroup_snapshot_index", "Index of a replica's latest snapshot, 0 if it has none.", "topic", "partition")
 	descHigh          = desc("chronik_partition_high_watermark_offset", "Offset after the last readable record.", "topic", "partition")
 	descStart         = desc("chronik_partition_log_start_offset", "First readable offset.", "topic", "partition")
 	descSize          = desc("chronik_partition_size_bytes", "Bytes of a partition's segments.", "topic", "partition")
@@ -54,6 +62,12 @@ var (
 	descReceived      = desc("chronik_snapshot_received_bytes_total", "Snapshot bytes received since the start.")
 	descReused        = desc("chronik_snapshot_reused_bytes_total", "Snapshot bytes found on this node since the start.")
 	descTransfers     = desc("chronik_snapshot_transfers", "Snapshot transfers under way.", "direction")
+	descSent          = desc("chronik_snapshot_sent_bytes_total", "Snapshot bytes sent since the start.")
+	descTransferDone  = desc("chronik_snapshot_transfer_done_bytes", "Bytes in place of the transfers under way with a peer.", "direction", "peer")
+	descTransferSize  = desc("chronik_snapshot_transfer_size_bytes", "Bytes in all of the transfers under way with a peer.", "direction", "peer")
+	descTransferRate  = desc("chronik_snapshot_transfer_bytes_per_second", "Rate of the transfers under way with a peer.", "direction", "peer")
+	descTransferLeft  = desc("chronik_snapshot_transfer_left_seconds", "Longest estimate of the transfers under way with a peer.", "direction", "peer")
+	descTransferTries = desc("chronik_snapshot_transfer_attempts", "Most attempts of a transfer under way with a peer.", "direction", "peer")
 	descConnections   = desc("chronik_wire_connections", "Open Kafka connections.")
 	descRequests      = desc("chronik_wire_requests_total", "Kafka requests received.")
 	descConsumerLag   = desc("chronik_group_consumer_lag_records", "Records a group has not committed, told by its coordinator.", "group", "topic", "partition")
@@ -75,13 +89,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.collectLog(ch)
 	s.collectReplicas(ch)
 	s.collectLag(ch)
-	for _, p := range s.tr.Peers() {
-		gauge(ch, descPeerConnected, boolValue(p.Up), p.Node.String())
-	}
+	s.collectTransfers(ch)
 	gauge(ch, descDiskFree, float64(s.disk.free.Load()))
 	gauge(ch, descDiskFull, boolValue(s.disk.Full()))
-	gauge(ch, descTransfers, float64(len(s.receiver.Transfers())), "in")
-	gauge(ch, descTransfers, float64(len(s.server.Transfers())), "out")
 	if s.serving.Load() {
 		st := s.wire.Stats()
 		gauge(ch, descConnections, float64(st.Connections))
@@ -131,11 +141,18 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 		row := replicaRow(st)
 		count[key{row.Role, row.State}]++
 		installs, received, reused = installs+st.SnapshotsInstalled, received+st.SnapshotBytesReceived, reused+st.SnapshotBytesReused
+		if s.host.Replica(st.Group) != r {
+			continue // replaced, and not removed yet: the series are its successor's
+		}
 		part := label(st.Partition)
-		if st.Role == raftgroup.RoleLeader {
-			for _, f := range st.Followers {
-				gauge(ch, descLag, float64(f.Lag), st.Topic, part, f.Node.String())
-			}
+		gauge(ch, descReplica, 1, st.Topic, part, row.Role, row.State)
+		gauge(ch, descFirstIndex, float64(st.FirstIndex), st.Topic, part)
+		gauge(ch, descLastIndex, float64(st.LastIndex), st.Topic, part)
+		gauge(ch, descSnapIndex, float64(st.SnapshotIndex), st.Topic, part)
+		for node, f := range newestOn(st.Followers) {
+			gauge(ch, descLag, float64(f.Lag), st.Topic, part, node.String())
+			gauge(ch, descLagBytes, float64(f.LagBytes), st.Topic, part, node.String())
+			gauge(ch, descMatch, float64(f.Match), st.Topic, part, node.String())
 		}
 		if p := s.registry.partition(st.Group); p != nil {
 			gauge(ch, descHigh, float64(p.HighWatermark()), st.Topic, part)
@@ -149,6 +166,45 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 	counter(ch, descInstalls, float64(installs))
 	counter(ch, descReceived, float64(received))
 	counter(ch, descReused, float64(reused))
+}
+
+// newestOn has one follower a node: while one replica replaces another, a group has both.
+func newestOn(followers []raftgroup.Follower) map[ident.NodeID]raftgroup.Follower {
+	newest := make(map[ident.NodeID]raftgroup.Follower, len(followers))
+	for _, f := range followers {
+		if n, ok := newest[f.Node]; !ok || f.Replica > n.Replica {
+			newest[f.Node] = f
+		}
+	}
+	return newest
+}
+
+// collectTransfers tells the peers, and of each what comes from it and goes to it.
+func (s *session) collectTransfers(ch chan<- prometheus.Metric) {
+	in, out := s.receiver.Transfers(), s.server.Transfers()
+	gauge(ch, descTransfers, float64(len(in)), string(snapshot.Incoming))
+	gauge(ch, descTransfers, float64(len(out)), string(snapshot.Outgoing))
+	counter(ch, descSent, float64(s.server.Stats().BytesSent))
+	all := append(in, out...)
+	for _, p := range s.tr.Peers() {
+		gauge(ch, descPeerConnected, boolValue(p.Up), p.Node.String())
+		for _, dir := range []snapshot.Direction{snapshot.Incoming, snapshot.Outgoing} {
+			var done, total int64
+			var rate, left float64
+			tries := 0
+			for _, t := range all {
+				if t.Peer == p.Node && t.Direction == dir {
+					done, total, rate = done+t.BytesDone, total+t.BytesTotal, rate+t.Rate
+					left, tries = max(left, t.Left().Seconds()), max(tries, t.Attempts)
+				}
+			}
+			for d, v := range map[*prometheus.Desc]float64{
+				descTransferDone: float64(done), descTransferSize: float64(total), descTransferRate: rate, descTransferLeft: left, descTransferTries: float64(tries),
+			} {
+				gauge(ch, d, v, string(dir), p.Node.String())
+			}
+		}
+	}
 }
 
 // maxLagSeries bounds the series of consumer lag: groups are named by clients.

@@ -57,7 +57,11 @@ func (h peerHandler) AcceptHello(b []byte) (transport.PeerInfo, error) {
 	if alive := s.aliveStore(hello.Node, hello.Store); alive != (ident.StoreID{}) {
 		return info, fmt.Errorf("%s: node %d is running with store %s", claimed, hello.Node, alive)
 	}
-	if behind := s.memory.witness.Greeted(hello); behind != "" {
+	behind, err := s.memory.greeted(hello)
+	switch {
+	case err != nil:
+		return info, err
+	case behind != "":
 		return info, fmt.Errorf("store %s of node %d is a restored copy: %s", hello.Store, hello.Node, behind)
 	}
 	s.boot.greeted(hello)

@@ -35,11 +35,45 @@ func (s *session) awaitMetadata(ctx context.Context) error {
 			return nil
 		case <-doubt.C:
 		}
-		if store, by := s.askStore(ctx); store != (ident.StoreID{}) && store != s.store.ID() {
-			return fmt.Errorf("%w: node %d says that node %d has had store %s since", errRestored, by, s.node, store)
+		if err := s.replacedBy(ctx); err != nil {
+			return err
 		}
 		doubt.Reset(doubtEvery)
 	}
+}
+
+// doubtIdentity ends the session when the metadata has another store for this node. A process that was
+// frozen, or cut off, while another took its place would go on as a ghost: no leader speaks to it, and it holds
+// the node's id against its successor. A metadata replica that hears of no leader is what makes it ask.
+func (s *session) doubtIdentity(ctx context.Context) {
+	tick := time.NewTicker(doubtEvery)
+	defer tick.Stop()
+	for silent := time.Duration(0); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		silent += doubtEvery
+		if r := s.host.Replica(ident.MetaGroup); r != nil && r.Status().LeaderNode != 0 {
+			silent = 0
+		}
+		if silent < doubtAfter {
+			continue
+		}
+		if err := s.replacedBy(ctx); err != nil {
+			s.endWith(err)
+			return
+		}
+	}
+}
+
+// replacedBy is an error if a member says that another store has taken the place of this one.
+func (s *session) replacedBy(ctx context.Context) error {
+	if store, by := s.askStore(ctx); store != (ident.StoreID{}) && store != s.store.ID() {
+		return fmt.Errorf("%w: node %d says that node %d has had store %s since", errRestored, by, s.node, store)
+	}
+	return nil
 }
 
 // askStore asks the connected peers which store this node has; zero if nobody knows.

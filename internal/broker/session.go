@@ -283,6 +283,7 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
+	s.tasks.Go(func() { s.doubtIdentity(ctx) })
 	s.tasks.Go(func() {
 		if err := s.wire.Serve(s.ls.kafka); err != nil && !errors.Is(err, wire.ErrServerClosed) {
 			s.endWith(fmt.Errorf("kafka address stopped: %w", err))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 
 	"chronik/internal/admin"
 	"chronik/internal/ident"
@@ -127,9 +128,16 @@ func replicaRow(st raftgroup.Status) admin.Replica {
 		SnapshotBytesReceived: st.SnapshotBytesReceived, SnapshotBytesReused: st.SnapshotBytesReused,
 		EntriesReplayed: st.EntriesReplayed, Reason: st.Reason,
 	}
+	for _, f := range st.Followers {
+		row.Followers = append(row.Followers, admin.Follower{
+			ReplicaID: uint64(f.Replica), Node: int32(f.Node), Learner: f.Learner, Alive: f.Alive, State: f.State,
+			Progress: admin.Progress{MatchIndex: uint64(f.Match), LagEntries: f.Lag, LagBytes: f.LagBytes},
+		})
+	}
 	switch st.Role {
 	case raftgroup.RoleLeader:
 		row.Role = "leader"
+		row.Progress = &admin.Progress{MatchIndex: uint64(st.LastIndex)}
 	case raftgroup.RoleCandidate:
 		row.Role = "candidate"
 	case raftgroup.RoleLearner:
@@ -149,19 +157,20 @@ func replicaRow(st raftgroup.Status) admin.Replica {
 }
 
 func transferView(s *session, t snapshot.Transfer) *admin.Transfer {
-	name := strconv.FormatUint(uint64(t.Group), 10)
-	if p := s.meta.Image().Partition(t.Group); p != nil {
-		name = p.Name()
-	}
-	source := t.Peer
-	if t.Direction == snapshot.Outgoing {
-		source = s.node
-	}
-	return &admin.Transfer{
-		Group: name, Direction: string(t.Direction), Source: int32(source),
+	at := &admin.Transfer{
+		Group: strconv.FormatUint(uint64(t.Group), 10), Direction: string(t.Direction), State: t.State, Source: int32(t.Peer), Target: int32(s.node),
+		Index: uint64(t.Index), Term: uint64(t.Term),
 		BytesDone: uint64(t.BytesDone), BytesTotal: uint64(t.BytesTotal), BytesReused: uint64(t.BytesReused),
-		BytesPerSecond: t.Rate, SecondsLeft: t.Left().Seconds(), Attempts: t.Attempts,
+		BytesPerSecond: t.Rate, SecondsLeft: t.Left().Seconds(), Seconds: time.Since(t.Started).Seconds(), Attempts: t.Attempts,
 	}
+	if t.Direction == snapshot.Outgoing {
+		at.Source, at.Target = at.Target, at.Source
+	}
+	if r := s.host.Replica(t.Group); r != nil { // else it is being removed
+		spec := r.Spec()
+		at.Group, at.Topic, at.Partition = spec.Name, spec.Topic, spec.Partition
+	}
+	return at
 }
 
 // Transfers implements admin.Source.

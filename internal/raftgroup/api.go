@@ -178,6 +178,8 @@ type Follower struct {
 	State string
 	// Lag is the leader's last index minus Match.
 	Lag uint64
+	// LagBytes is what those entries take, by the mean size of the entries in the leader's log.
+	LagBytes int64
 	// Alive: its node is connected.
 	Alive bool
 }

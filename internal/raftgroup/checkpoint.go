@@ -102,7 +102,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 	a.ckpt.busy = true
 	a.ckpt.bytes = 0
 	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-		"index", a.index, "term", a.term, "reason", why)
+		"index", a.index, "term", a.term, "bytes", job.bytes, "reused", 0, "took", time.Duration(0), "reason", why)
 	r.h.bg.run(job.run)
 }
 
@@ -111,9 +111,10 @@ type checkpointJob struct {
 	r       *Replica
 	capture Capture
 	dir     string
-	bytes   int64
+	bytes   int64 // of entries applied since the checkpoint before
 	at      checkpoint
 	started time.Time
+	named   int64 // bytes of the data files it names, which stay where they are
 }
 
 func (j *checkpointJob) run() {
@@ -144,6 +145,7 @@ func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {
 	}
 	for _, f := range j.capture.Files() {
 		ck.Files = append(ck.Files, snapshot.DataFile{Name: f.Name, Size: f.Size})
+		j.named += f.Size
 	}
 	info, err = snapshot.Write(j.r.h.opt.FS, j.dir, ck, j.r.h.opt.Compression, j.capture.WriteTo)
 	if err != nil {
@@ -163,12 +165,12 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 		a.ckpt.index, a.ckpt.has = j.at.index, true
 		r.count.created.Add(1)
 		r.log.Info("Created snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "took", time.Since(j.started))
+			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started))
 		at := j.at
 		r.postLocal(localEvent{fn: func(*outbox) { r.published(&at) }})
 	case err != nil && !stale && !isStopped(err):
 		r.log.Error("Failed to create snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-			"index", j.at.index, "term", j.at.term, "err", err)
+			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started), "err", err)
 		a.ckpt.bytes += j.bytes
 		a.ckpt.notBefore = time.Now().Add(checkpointRetry)
 		if syncErr != nil && !vfs.IsNoSpace(syncErr) {

@@ -63,6 +63,8 @@ type node struct {
 	// filter drops frames on arrival, by what they hold; nil: none.
 	mu     sync.Mutex
 	filter func(from transport.PeerInfo, it item) bool
+	// tap sees every frame on arrival; nil: nobody does.
+	tap func(from transport.PeerInfo, frame []byte)
 }
 
 type lockedBuffer struct {
@@ -246,8 +248,11 @@ func (nd *node) Refused(ident.NodeID, string) {}
 func (nd *node) Frame(from transport.PeerInfo, _ transport.Class, frame []byte) {
 	<-nd.ready
 	nd.mu.Lock()
-	filter := nd.filter
+	filter, tap := nd.filter, nd.tap
 	nd.mu.Unlock()
+	if tap != nil {
+		tap(from, frame)
+	}
 	if filter != nil {
 		drop := false
 		if _, err := decodeFrame(frame, func(it item) { drop = drop || filter(from, it) }); err != nil || drop {
@@ -262,6 +267,12 @@ func (nd *node) Frame(from transport.PeerInfo, _ transport.Class, frame []byte) 
 func (nd *node) setFilter(f func(from transport.PeerInfo, it item) bool) {
 	nd.mu.Lock()
 	nd.filter = f
+	nd.mu.Unlock()
+}
+
+func (nd *node) setTap(f func(from transport.PeerInfo, frame []byte)) {
+	nd.mu.Lock()
+	nd.tap = f
 	nd.mu.Unlock()
 }
 

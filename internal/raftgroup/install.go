@@ -141,17 +141,17 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	}
 	ck, blob, err := snapshot.Read(h.opt.FS, staged.Dir)
 	if err != nil {
-		return nil, err
+		return nil, staged.Failed(err)
 	}
 	if ck.Group != r.spec.Group {
-		return nil, fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group)
+		return nil, staged.Failed(fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group))
 	}
 	if err := r.verifyStaged(staged.Dir, blob, ck); err != nil {
-		return nil, err
+		return nil, staged.Failed(err)
 	}
 	mem, err := checkpointMembership(ck)
 	if err != nil {
-		return nil, err
+		return nil, staged.Failed(err)
 	}
 	return &install{
 		index: ck.Point.Index, term: ck.Point.Term, gen: staged.Generation, mem: mem, dir: staged.Dir, blob: blob,
@@ -177,8 +177,9 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 	if err != nil {
 		r.setState(StateRunning)
 		if !errors.Is(err, context.Canceled) {
+			got := snapshot.FetchedBefore(err)
 			r.log.Warn("Failed to install snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-				"index", failed.offer.Index, "term", failed.offer.Term, "err", err)
+				"index", failed.offer.Index, "term", failed.offer.Term, "bytes", got.Received, "reused", got.Reused, "took", got.Took, "err", err)
 			st := transferFailed
 			if errors.Is(err, errSentDamage) {
 				st = transferDamaged
@@ -223,7 +224,7 @@ func (r *Replica) installRecord(s *pb.Snapshot) *install {
 	rs.recv.staged, rs.recv.installing = nil, true
 	r.fence.Store(uint64(inst.index))
 	r.log.Info("Installing snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-		"index", inst.index, "term", inst.term)
+		"index", inst.index, "term", inst.term, "bytes", inst.received, "reused", inst.reused, "took", time.Since(inst.started))
 	return inst
 }
 
@@ -252,7 +253,7 @@ func (r *Replica) installState(inst *install) bool {
 			return false
 		}
 		r.log.Error("Failed to install snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-			"index", inst.index, "term", inst.term, "err", err)
+			"index", inst.index, "term", inst.term, "bytes", inst.received, "reused", inst.reused, "took", time.Since(inst.started), "err", err)
 		r.failApply(fmt.Errorf("install at index %d: %w", inst.index, err))
 		return true
 	}

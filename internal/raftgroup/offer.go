@@ -115,6 +115,7 @@ func (r *Replica) pinned(o *outbox, to ident.ReplicaID, seq uint64, p *snapshot.
 		r.h.opt.Server.Unpin(of.pin)
 	}
 	of.pin, of.index, of.heard = p.ID, p.Point.Index, time.Now()
+	r.h.opt.Server.Attempt(p.ID, of.attempts)
 	node := r.nodeOf(uint64(to))
 	f := o.frame(node, transport.Control)
 	body := offerMsg{first: rs.st.first, offer: p.Offer(r.h.opt.Node)}

@@ -90,6 +90,7 @@ func (r *Replica) refresh() {
 // followers is the leader's view of the others, by replica id.
 func (r *Replica) followers() []Follower {
 	rs := &r.rs
+	size := r.bytesBetween()
 	var out []Follower
 	rs.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
 		if id == uint64(r.spec.Replica) {
@@ -101,6 +102,7 @@ func (r *Replica) followers() []Follower {
 		}
 		if rs.last > f.Match {
 			f.Lag = uint64(rs.last - f.Match)
+			f.LagBytes = size(f.Match, rs.last)
 		}
 		f.Alive = f.Node != 0 && r.h.reachable(f.Node)
 		out = append(out, f)

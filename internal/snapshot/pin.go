@@ -56,6 +56,7 @@ type servedPin struct {
 	inflight int
 	ended    bool
 	started  time.Time
+	attempts int // 0: not told
 	meter    meter
 	man      *pinManifest // nil until asked for
 }

@@ -150,7 +150,10 @@ func (r *Receiver) fetch(ctx context.Context, offer Offer, opt FetchOptions, src
 	}
 	staged, err := t.run()
 	r.end(t, err)
-	return staged, err
+	if err != nil {
+		return nil, t.failed(err)
+	}
+	return staged, nil
 }
 
 func (r *Receiver) begin(ctx context.Context, offer Offer, opt FetchOptions, src Source) (*transfer, error) {

@@ -159,7 +159,7 @@ func (s *Server) Transfers() []Transfer {
 			Group: p.Group, Direction: Outgoing, State: state, Peer: p.To, Pin: p.ID,
 			Index: p.Point.Index, Term: p.Point.Term,
 			BytesDone: min(p.served, p.Bytes), BytesTotal: p.Bytes, Rate: p.meter.rate(time.Now()),
-			Started: p.started, Attempts: 1,
+			Started: p.started, Attempts: max(p.attempts, 1),
 		})
 	}
 	sortTransfers(ts)

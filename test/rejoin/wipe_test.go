@@ -112,6 +112,9 @@ func TestSecondProcessOfANodeIsRefused(t *testing.T) {
 	if err == nil {
 		t.Fatalf("the second process ended without an error: %s", out)
 	}
+	if n := strings.Count(err.Error(), "chronik: error:"); n != 1 {
+		t.Errorf("%d error lines in %q", n, err)
+	}
 	for _, want := range []string{"exit status 1", "chronik: error:", "chronik: hint:", "node id is taken"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the second process said %q, without %q", err, want)

@@ -134,6 +134,7 @@ func (r *run) plain() {
 
 // TestDemo: the story ends well, in time, and leaves nothing.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	began := time.Now()
 	r := start(t, "--json")
 	if code := r.ends(); code != 0 || r.errs.Len() > 0 {
@@ -205,6 +206,7 @@ func TestDemo(t *testing.T) {
 // TestDemoNoticesDivergence: a replica's file gets other bytes, with the checksum that belongs to
 // them, as no disk does: only the comparison can tell.
 func TestDemoNoticesDivergence(t *testing.T) {
+	t.Parallel()
 	r := start(t)
 	r.says("150 records acknowledged")
 	file := forge(t, r.dir())
@@ -268,6 +270,7 @@ func forge(t *testing.T, dir string) string {
 
 // TestDemoStopped: however it is stopped, neither a process nor a file is left.
 func TestDemoStopped(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {
 			r := start(t)

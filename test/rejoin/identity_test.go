@@ -178,6 +178,7 @@ func TestWipedMetaLeader(t *testing.T) {
 func TestLostMajorityWaits(t *testing.T) {
 	for _, disk := range []string{"older", "empty"} {
 		t.Run(disk, func(t *testing.T) {
+			t.Parallel()
 			c := harness.Start(t, harness.Options{Threshold: 50})
 			b := newBook(t, c)
 			b.write(30)

@@ -270,7 +270,7 @@ func TestSnapshotOfTenThousandPartitions(t *testing.T) {
 		t.Fatalf("only %d replicas lost", res.Lost)
 	}
 	t.Logf("create %v, write %v (%d bytes), read %v, lose a store %v", took, wrote, len(b), read, time.Since(start))
-	if took+wrote+read+time.Since(start) > 10*time.Second {
+	if took+wrote+read+time.Since(start) > time.Minute {
 		t.Fatal("far too slow")
 	}
 }

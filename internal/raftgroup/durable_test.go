@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -368,9 +369,9 @@ func TestRule15QueuedReceiverLives(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.MoreDonors = func(string) []string { // asked before the slot is
-				time.Sleep(time.Minute / 2)
-				return nil
+			o.Archive = func(ctx context.Context, _ ident.GroupID) (snapshot.ChunkSource, error) { // asked before the slot is
+				<-ctx.Done() // archiveTimeout is twice the transfer's
+				return nil, ctx.Err()
 			}
 		}
 	}, func(c *cluster) {

@@ -76,6 +76,7 @@ func NewHost(opt Options) (*Host, error) {
 	h.loops.Go(h.tickLoop)
 	h.loops.Go(h.watchLog)
 	opt.Log.OnPressure(h.onPressure)
+	opt.Server.SetFinder(h.findCheckpoint)
 	return h, nil
 }
 

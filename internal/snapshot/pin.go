@@ -55,6 +55,7 @@ type servedPin struct {
 	asked    time.Time // last request
 	inflight int
 	ended    bool
+	opened   bool // by its receiver: the log behind it is not needed
 	started  time.Time
 	meter    meter
 	man      *pinManifest // nil until asked for
@@ -76,6 +77,16 @@ func (p *servedPin) file(name string) *pinnedFile {
 // Pin opens the current checkpoint of a generation directory and all its
 // files, for node to. A checkpoint that is replaced meanwhile is no matter.
 func (s *Server) Pin(group ident.GroupID, replica ident.ReplicaID, dir string, to ident.NodeID) (*Pin, error) {
+	p, err := s.pin(group, replica, dir, to, false)
+	if err != nil {
+		return nil, err
+	}
+	out := p.Pin
+	return &out, nil
+}
+
+// pin is Pin; opened says that the receiver asked for it.
+func (s *Server) pin(group ident.GroupID, replica ident.ReplicaID, dir string, to ident.NodeID, opened bool) (*servedPin, error) {
 	const tries = 8
 	var p *servedPin
 	var err error
@@ -93,12 +104,14 @@ func (s *Server) Pin(group ident.GroupID, replica ident.ReplicaID, dir string, t
 	if err != nil {
 		return nil, fmt.Errorf("pin group %d in %s: %w", group, dir, err)
 	}
-	p.Replica, p.To = replica, to
+	p.Replica, p.To, p.opened = replica, to, opened
 	if err := s.admit(p); err != nil {
 		return nil, errors.Join(fmt.Errorf("pin group %d in %s: %w", group, dir, err), p.closeFiles())
 	}
-	out := p.Pin
-	return &out, nil
+	if opened {
+		s.endOpened(group, to, p.ID)
+	}
+	return p, nil
 }
 
 func openPin(fs vfs.FS, dir string) (_ *servedPin, err error) {

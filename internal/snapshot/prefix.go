@@ -282,6 +282,6 @@ func (t *transfer) askPrefixes(j job, lengths []int) []byte {
 		}
 		return nil
 	}
-	t.count(len(b))
+	t.count(len(b), t.sources[i].name)
 	return b
 }

@@ -70,6 +70,7 @@ type Server struct {
 	slots  int          // free
 	files  int
 	bytes  int64
+	finder Finder
 	timer  *time.Timer // runs expire at the earliest deadline; nil without pins
 	closed bool
 }
@@ -125,13 +126,14 @@ func (s *Server) Stats() ServerStats {
 	}
 }
 
-// Live says how many pins of a group are live and the lowest index among them:
-// the raft log after it is still needed (TrimInput.Pinned).
+// Live says how many offered pins of a group are live and the lowest index among
+// them: the raft log after it is still needed (TrimInput.Pinned). Pins that
+// receivers opened on another node than the one that offers hold files only.
 func (s *Server) Live(group ident.GroupID) (lowest ident.Index, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pins {
-		if p.Group != group {
+		if p.Group != group || p.opened {
 			continue
 		}
 		if n == 0 || p.Point.Index < lowest {
@@ -170,7 +172,14 @@ func (s *Server) Transfers() []Transfer {
 // with a pin travels inside the reply; the error is for calls that are no
 // requests at all.
 func (s *Server) Handle(ctx context.Context, method string, req []byte) ([]byte, error) {
-	if method == MethodPrefixHash {
+	switch method {
+	case MethodOpen:
+		r, err := decodeOpenRequest(req)
+		if err != nil {
+			return nil, err
+		}
+		return s.openReply(ctx, r), nil
+	case MethodPrefixHash:
 		r, err := decodePrefixRequest(req)
 		if err != nil {
 			return nil, err

@@ -356,12 +356,15 @@ func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err err
 
 // fetchChunk returns chunk i of f, verified. The result may be buf, whose first
 // prefix bytes are taken to be right: reused says how many of them proved so,
-// all or none. Only the offer's sources give the rest of a chunk.
+// all or none.
 func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
 	if prefix == 0 {
 		if chunk = t.fromOthers(f, i, buf); chunk != nil {
 			return chunk, 0, nil
 		}
+	} else if t.restFromPeers(f, i, buf, prefix) {
+		_, n := f.Range(i)
+		return buf[:n], prefix, nil
 	}
 	chunk, reused, err = t.fromOffer(f, i, buf, prefix)
 	if err != nil && prefix > 0 && t.ctx.Err() == nil {

@@ -88,24 +88,57 @@ func (t *transfer) fromOthers(f *ManifestFile, i int, buf []byte) []byte {
 			continue
 		}
 		b, err := t.askOther(o, f, i, buf)
-		switch {
-		case err == nil:
+		if err == nil {
 			o.served()
 			_ = t.localWork() // the offer's sources hear of us, and the watchdog
 			return b
-		case t.ctx.Err() != nil:
+		}
+		if t.ctx.Err() != nil {
 			return nil
-		case errors.Is(err, ErrNoChunk):
-			o.served()
-			continue
 		}
-		t.progress() // failures are few before it rests: they are no stall
-		if o.failed(err) {
-			t.r.opt.Logger.Warn("Left a snapshot source alone", "group", t.offer.Group, "source", o.Name(),
-				"index", t.offer.Index, "file", f.Name, "err", err)
-		}
+		t.blame(o, f, err)
 	}
 	return nil
+}
+
+// restFromPeers asks a follower for the chunk's bytes behind the prefix in buf. If
+// the whole is wrong either may be to blame, and the offer's source decides.
+func (t *transfer) restFromPeers(f *ManifestFile, i int, buf []byte, prefix int) bool {
+	_, n := f.Range(i)
+	for _, o := range t.others[len(t.opt.More):] {
+		p, ok := o.ChunkSource.(*peerSource)
+		if !ok || !o.asked() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(t.ctx, t.r.opt.ProgressTimeout/otherPatience)
+		b, err := p.readChunk(ctx, f, i, buf, prefix)
+		cancel()
+		if err != nil {
+			t.blame(o, f, err)
+			continue
+		}
+		t.count(n-prefix, o.Name())
+		_ = t.localWork()
+		sum := sha256.Sum256(b)
+		return slices.Equal(sum[:], f.Hash(i))
+	}
+	return false
+}
+
+// blame counts a failure of o, unless it only lacks the bytes or the transfer is over.
+func (t *transfer) blame(o *other, f *ManifestFile, err error) {
+	if t.ctx.Err() != nil {
+		return
+	}
+	if errors.Is(err, ErrNoChunk) {
+		o.served()
+		return
+	}
+	t.progress() // failures are few before it rests: they are no stall
+	if o.failed(err) {
+		t.r.opt.Logger.Warn("Left a snapshot source alone", "group", t.offer.Group, "source", o.Name(),
+			"index", t.offer.Index, "file", f.Name, "err", err)
+	}
 }
 
 // askOther gets a chunk from o in limited time and compares its hash.

@@ -39,6 +39,11 @@ func (p *peerSource) Name() string { return p.name }
 
 // ReadChunk implements ChunkSource.
 func (p *peerSource) ReadChunk(ctx context.Context, f *ManifestFile, i int, buf []byte) ([]byte, error) {
+	return p.readChunk(ctx, f, i, buf, 0)
+}
+
+// readChunk is ReadChunk without the chunk's first got bytes, which are in buf.
+func (p *peerSource) readChunk(ctx context.Context, f *ManifestFile, i int, buf []byte, got int) ([]byte, error) {
 	if f.Name == CheckpointName {
 		return nil, ErrNoChunk // each replica's own
 	}
@@ -50,7 +55,7 @@ func (p *peerSource) ReadChunk(ctx context.Context, f *ManifestFile, i int, buf 
 	if pin.sizes[f.Name] < off+int64(n) {
 		return nil, ErrNoChunk
 	}
-	for got := 0; got < n; {
+	for got < n {
 		b, err := p.call(ctx, MethodChunk, request{pin: pin.pin, offset: off + int64(got), length: n - got, name: f.Name}.encode())
 		if errors.Is(err, ErrPinGone) {
 			p.open.CompareAndSwap(pin, nil)

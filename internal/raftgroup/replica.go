@@ -116,7 +116,9 @@ type raftSide struct {
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time
-	dirty     bool // status wants refreshing
+	// pressedUntil: the raftlog needs room; until then pins hold no log.
+	pressedUntil time.Time
+	dirty        bool // status wants refreshing
 }
 
 // leadership as Events.LeaderChanged tells it.

@@ -340,7 +340,7 @@ func TestRule15StagedSnapshotServesANewLeader(t *testing.T) {
 			}
 			return cut.Load()
 		})
-		back.host.StartAll()
+		startAll(back.host)
 		c.eventually("staged", func() bool { return back.rcv.Stats().Completed == 1 })
 		time.Sleep(3 * time.Second) // no leader is known any more
 		staged := func() bool {
@@ -395,7 +395,7 @@ func TestRule15RetargetsAndKeepsChunks(t *testing.T) {
 			}
 			return cut.Load()
 		})
-		back.host.StartAll()
+		startAll(back.host)
 		c.eventually("staged", func() bool { return back.rcv.Stats().Completed == 1 })
 		first := back.rcv.Stats().BytesReceived
 		c.write(100, 200)
@@ -414,6 +414,44 @@ func TestRule15RetargetsAndKeepsChunks(t *testing.T) {
 		again, missing := st.BytesReceived-first, int64(100*entryBytes)
 		if again > missing+1<<20 || again < missing/2 || back.replica().Status().SnapshotsInstalled != 1 {
 			t.Fatalf("received %d bytes again, missing were %d; %+v", again, missing, st)
+		}
+	})
+}
+
+// A pin holds the log behind its snapshot, until the raftlog needs the room.
+func TestPinYieldsToPressure(t *testing.T) {
+	inCluster(t, 1, smallSteps, func(c *cluster) {
+		c.create(1)
+		c.fill("k", 0, 30)
+		nd := c.nodes[1]
+		r := nd.replica()
+		c.eventually("checkpoint", func() bool { return r.Status().SnapshotIndex > 10 })
+		pin, err := nd.srv.Pin(testGroup, r.ID(), snapshot.GenDir(r.base, 1), 3)
+		must(t, err)
+		c.fill("m", 0, 60)
+		time.Sleep(3 * time.Second)
+		if st := r.Status(); st.FirstIndex != pin.Point.Index+1 && st.FirstIndex > pin.Point.Index || st.SnapshotIndex < 80 {
+			t.Fatalf("pin at %d: first index %d, snapshot %d", pin.Point.Index, st.FirstIndex, st.SnapshotIndex)
+		}
+		nd.host.onPressure([]ident.ReplicaID{r.ID()})
+		time.Sleep(100 * time.Millisecond)
+		if st := r.Status(); st.FirstIndex < 80 {
+			t.Fatalf("under pressure: first index %d", st.FirstIndex)
+		}
+		c.fill("n", 0, 60)
+		time.Sleep(pressureLasts + 2*time.Second)
+		first := r.Status().FirstIndex
+		pin, err = nd.srv.Pin(testGroup, r.ID(), snapshot.GenDir(r.base, 1), 3)
+		must(t, err)
+		c.fill("o", 0, 60)
+		time.Sleep(3 * time.Second)
+		if st := r.Status(); st.FirstIndex > pin.Point.Index+1 || first < 100 {
+			t.Fatalf("after it: first index %d, pin at %d", st.FirstIndex, pin.Point.Index)
+		}
+		nd.srv.Unpin(pin.ID)
+		time.Sleep(2 * time.Second) // the end of a pin is seen by the next slow tick
+		if st := r.Status(); st.FirstIndex <= pin.Point.Index+1 {
+			t.Fatalf("without pin: first index %d", st.FirstIndex)
 		}
 	})
 }

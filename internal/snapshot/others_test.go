@@ -299,7 +299,7 @@ func TestFollowerLosesThePin(t *testing.T) {
 		g.newReceiver(ReceiverOptions{Parallel: 1})
 		var n atomic.Int64
 		g.wire.hook = hookEvery(MethodChunk, func() {
-			if _, live := s.Live(testGroup); live != 0 {
+			if len(s.Live(testGroup)) != 0 {
 				t.Error("an opened pin holds the log")
 			}
 			if n.Add(1) == 10 {

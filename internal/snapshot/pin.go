@@ -171,8 +171,6 @@ func (s *Server) admit(p *servedPin) error {
 		return fmt.Errorf("%w: %d pins", ErrTooManyPins, len(s.pins))
 	case len(s.pins) > 0 && s.files+len(p.files) > s.opt.MaxPinnedFiles:
 		return fmt.Errorf("%w: %d files open", ErrTooManyPins, s.files)
-	case len(s.pins) > 0 && s.opt.MaxPinnedBytes > 0 && s.bytes+p.Bytes > s.opt.MaxPinnedBytes:
-		return fmt.Errorf("%w: %d bytes pinned", ErrTooManyPins, s.bytes)
 	}
 	for p.ID == 0 || s.pins[p.ID] != nil {
 		var b [8]byte
@@ -198,8 +196,8 @@ func (s *Server) Unpin(id uint64) {
 		files = s.endLocked(p)
 	}
 	s.mu.Unlock()
-	if p != nil {
-		s.afterEnd(p, files)
+	if files {
+		s.closePinFiles(p)
 	}
 }
 
@@ -225,15 +223,6 @@ func (s *Server) endLocked(p *servedPin) bool {
 		s.timer = nil
 	}
 	return p.inflight == 0
-}
-
-func (s *Server) afterEnd(p *servedPin, files bool) {
-	if files {
-		s.closePinFiles(p)
-	}
-	if s.opt.OnPinEnd != nil {
-		s.opt.OnPinEnd(p.Group)
-	}
 }
 
 func (s *Server) closePinFiles(p *servedPin) {
@@ -311,7 +300,9 @@ func (s *Server) expire() {
 		s.pinsLapsed.Add(1)
 		s.opt.Logger.Warn("Expired snapshot pin", "group", o.p.Group, "peer", o.p.To,
 			"index", o.p.Point.Index, "bytes", o.served)
-		s.afterEnd(o.p, o.files)
+		if o.files {
+			s.closePinFiles(o.p)
+		}
 	}
 }
 

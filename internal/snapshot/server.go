@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,14 +30,7 @@ type ServerOptions struct {
 	// MaxPins (1024) and MaxPinnedFiles (16384, each is an open file) are caps.
 	MaxPins        int
 	MaxPinnedFiles int
-	// MaxPinnedBytes caps what all pins together keep from being freed; 0 is no cap.
-	// One pin is always admitted.
-	MaxPinnedBytes int64
-	// OnPinEnd, if set, is called after a pin of the group has ended, however it
-	// did: the log may be trimmed further. It runs without locks held on whatever
-	// goroutine ended the pin, Unpin's caller included, and must not block.
-	OnPinEnd func(ident.GroupID)
-	Logger   *slog.Logger
+	Logger         *slog.Logger
 }
 
 const (
@@ -126,22 +120,20 @@ func (s *Server) Stats() ServerStats {
 	}
 }
 
-// Live says how many offered pins of a group are live and the lowest index among
-// them: the raft log after it is still needed (TrimInput.Pinned). Pins that
-// receivers opened on another node than the one that offers hold files only.
-func (s *Server) Live(group ident.GroupID) (lowest ident.Index, n int) {
+// Live lists the indexes of a group's offered pins: the raft log after each is still
+// needed (TrimInput.Pinned). Pins that receivers opened on another node than the one
+// that offers hold files only.
+func (s *Server) Live(group ident.GroupID) []ident.Index {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var at []ident.Index
 	for _, p := range s.pins {
-		if p.Group != group || p.opened {
-			continue
+		if p.Group == group && !p.opened {
+			at = append(at, p.Point.Index)
 		}
-		if n == 0 || p.Point.Index < lowest {
-			lowest = p.Point.Index
-		}
-		n++
 	}
-	return lowest, n
+	slices.Sort(at)
+	return at
 }
 
 // Transfers lists the pins that have been asked for bytes.

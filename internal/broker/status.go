@@ -157,7 +157,12 @@ func transferView(s *session, t snapshot.Transfer) *admin.Transfer {
 	if t.Direction == snapshot.Outgoing {
 		source = s.node
 	}
+	var from []admin.TransferSource
+	for _, b := range t.From {
+		from = append(from, admin.TransferSource{Source: b.Source, Bytes: uint64(b.Bytes)})
+	}
 	return &admin.Transfer{
+		BytesReceived: uint64(t.BytesReceived), From: from,
 		Group: name, Direction: string(t.Direction), Source: int32(source),
 		BytesDone: uint64(t.BytesDone), BytesTotal: uint64(t.BytesTotal), BytesReused: uint64(t.BytesReused),
 		BytesPerSecond: t.Rate, SecondsLeft: t.Left().Seconds(), Attempts: t.Attempts,

@@ -96,7 +96,7 @@ func (r *Replica) archive(ctx context.Context) snapshot.ChunkSource {
 // and the peers it names are those that are in sync: with fewer than a write waits
 // for, writes wait for this one.
 func (r *Replica) priority(voter bool, offer snapshot.Offer) snapshot.Priority {
-	min := r.h.opt.MinReplicas
+	need := r.h.opt.MinReplicas
 	switch {
 	case r.spec.Group == ident.MetaGroup:
 		return snapshot.PriorityMeta
@@ -104,7 +104,7 @@ func (r *Replica) priority(voter bool, offer snapshot.Offer) snapshot.Priority {
 		return snapshot.PriorityCoordinator
 	case !voter:
 		return snapshot.PriorityLearner
-	case min != nil && 1+len(offer.Peers) < min(r.spec):
+	case need != nil && 1+len(offer.Peers) < need(r.spec):
 		return snapshot.PriorityUnderMinISR
 	}
 	return snapshot.PriorityVoter

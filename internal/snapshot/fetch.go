@@ -48,6 +48,7 @@ type transfer struct {
 	sources     []sourceState // as offer.Sources
 	others      []*other      // first opt.More, then the offer's peers
 	jobs        chan job      // from the planner to the workers
+	hashing     sync.WaitGroup
 	// The planner's own.
 	open  []*stagedFile
 	space map[string]int64            // disk space reserved for each file of the manifest
@@ -122,11 +123,13 @@ func (t *transfer) run() (*Staged, error) {
 	defer t.watchdog.Stop()
 
 	t.setState(StateManifest)
-	man, id, err := t.fetchManifest()
+	defer t.hashing.Wait()
+	defer t.cancel(nil) // ends what is behind
+	l, err := t.fetchListing()
 	if err != nil {
 		return nil, t.explain(err)
 	}
-	ck, err := t.fetchFiles(man)
+	ck, err := t.fetchFiles(l)
 	if err != nil {
 		return nil, t.explain(err)
 	}
@@ -136,8 +139,8 @@ func (t *transfer) run() (*Staged, error) {
 	}
 	s := t.status()
 	return &Staged{
-		Dir: GenDir(t.opt.Base, t.opt.Next), Generation: t.opt.Next, Checkpoint: *ck, Manifest: id,
-		Files: len(man.Files), BytesReceived: s.BytesReceived, From: s.From, BytesReused: s.BytesReused, Took: time.Since(t.started),
+		Dir: GenDir(t.opt.Base, t.opt.Next), Generation: t.opt.Next, Checkpoint: *ck, Manifest: sha256.Sum256(l.man.Append(nil)),
+		Files: len(l.man.Files), BytesReceived: s.BytesReceived, From: s.From, BytesReused: s.BytesReused, Took: time.Since(t.started),
 	}, nil
 }
 
@@ -307,49 +310,6 @@ func (t *transfer) retry(try func(source int) error) error {
 		}
 		if err := t.pause(leastPause << min(failures, 4)); err != nil {
 			return err
-		}
-	}
-}
-
-// fetchManifest gets the manifest page by page. All pages come from one
-// source: another replica's manifest names other bytes.
-func (t *transfer) fetchManifest() (*Manifest, ManifestID, error) {
-	var man *Manifest
-	var id ManifestID
-	err := t.retry(func(source int) error {
-		enc, whole, err := t.manifestPages(source)
-		if err != nil {
-			return err
-		}
-		if sha256.Sum256(enc) != [sha256.Size]byte(whole) {
-			return fmt.Errorf("manifest from node %d: %w: its hash is not its id", t.offer.Sources[source].Node, ErrCorrupt)
-		}
-		man, err = DecodeManifest(enc)
-		id = whole
-		return err
-	})
-	return man, id, err
-}
-
-func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err error) {
-	for {
-		b, err := t.timedCall(source, MethodManifest, request{offset: int64(len(enc)), length: ChunkBytes})
-		if err != nil {
-			return nil, id, err
-		}
-		p, err := decodeManifestPage(b)
-		if err != nil {
-			return nil, id, err
-		}
-		left := p.total - int64(len(enc))
-		if len(enc) > 0 && p.id != id || int64(len(p.data)) > left || len(p.data) == 0 {
-			return nil, id, fmt.Errorf("%w: manifest page at byte %d: %d bytes of %d left", ErrCorrupt, len(enc), len(p.data), left)
-		}
-		id = p.id
-		t.count(len(p.data), t.sources[source].name)
-		enc = append(enc, p.data...)
-		if int64(len(enc)) == p.total {
-			return enc, id, nil
 		}
 	}
 }

@@ -59,8 +59,9 @@ func decodeOpenRequest(b []byte) (openRequest, error) {
 	return r, nil
 }
 
-// openedPin is the body of an ok reply to MethodOpen: 8 pin, 8 index, 4 number
-// of files; each 1 name length, name, 8 size. The checkpoint is not among them.
+// openedPin is the body of an ok reply to MethodOpen and MethodFiles: 8 pin,
+// 8 index, 4 number of files; each 1 name length, name, 8 size. The checkpoint is the
+// first of MethodFiles and not among those of MethodOpen.
 type openedPin struct {
 	pin   uint64
 	index ident.Index
@@ -84,7 +85,7 @@ func decodeOpenedPin(b []byte) (openedPin, error) {
 	p := openedPin{pin: d.u64("pin"), index: ident.Index(d.u64("index"))}
 	n := int(d.u32("file count"))
 	const least = 1 + 1 + 8
-	if d.err == nil && (n > MaxFiles || n > (len(b)-d.off)/least) {
+	if d.err == nil && (n > MaxFiles+1 || n > (len(b)-d.off)/least) {
 		d.off -= 4
 		d.fail(fmt.Sprintf("file count %d out of range", n))
 	}

@@ -11,6 +11,8 @@ import (
 // Methods of Server.Handle, carried by the transport's Call.
 const (
 	MethodManifest   = "snapshot.manifest" // a range of the encoded manifest
+	MethodFiles      = "snapshot.files"    // names and sizes of the pin's files
+	MethodHashes     = "snapshot.hashes"   // hashes of a file's chunks, as far as they are known
 	MethodChunk      = "snapshot.chunk"    // a range of a file
 	MethodPrefixHash = "snapshot.prefix"   // hashes of a chunk's beginning
 	MethodOpen       = "snapshot.open"     // a pin of the receiver's own, on another node
@@ -21,14 +23,15 @@ const (
 )
 
 // A request is: 1 version, 8 pin, 8 offset, 4 length, 1 name length, name.
-// Fields that a method does not need are zero. MethodPrefixHash and MethodOpen
+// MethodHashes counts offset and length in chunks. Fields that a method does not
+// need are zero. MethodPrefixHash and MethodOpen
 // have their own, prefixRequest and openRequest.
 //
 // A reply is one status byte and a body:
 //
 //	ok     manifest: 8 total, 32 ManifestID, the bytes; chunk: the bytes, at
 //	       least 1 and at most the length asked; prefix: 32 bytes for each length;
-//	       open: an openedPin; else empty
+//	       open, files: an openedPin; hashes: 32 bytes each, at least one; else empty
 //	wait   8 progress counter: ask again; it moves while the source works for this pin
 //	gone   text: the pin does not exist (any more)
 //	error  text

@@ -289,7 +289,7 @@ func TestFetchDiskFull(t *testing.T) {
 func TestFetchTwiceAtOnceIsRefused(t *testing.T) {
 	g := newRig(t, tree{"0.log": noise(1, 10)}, "0.log")
 	var inner, discard error
-	g.wire.hook = hookOnce(MethodManifest, func() {
+	g.wire.hook = hookOnce(MethodFiles, func() {
 		_, inner = g.fetch()
 		discard = g.recv.Discard(testGroup, sinkDir, 1)
 	})

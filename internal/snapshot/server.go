@@ -185,6 +185,10 @@ func (s *Server) Handle(ctx context.Context, method string, req []byte) ([]byte,
 	switch method {
 	case MethodManifest:
 		return s.manifestReply(ctx, r), nil
+	case MethodFiles:
+		return s.filesReply(ctx, r), nil
+	case MethodHashes:
+		return s.hashesReply(ctx, r), nil
 	case MethodChunk:
 		return s.chunkReply(ctx, r), nil
 	case MethodRenew:

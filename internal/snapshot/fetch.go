@@ -204,22 +204,22 @@ func (t *transfer) nextSource(i int) int {
 	return -1
 }
 
-// call sends a request to source i, with its pin.
-func (t *transfer) call(i int, method string, req request) ([]byte, error) {
+// call sends a request to source i, with its pin. The answer may be in reply.
+func (t *transfer) call(i int, method string, req request, reply []byte) ([]byte, error) {
 	req.pin = t.offer.Sources[i].Pin
-	return t.exchange(i, method, req.encode(), t.r.opt.ProgressTimeout)
+	return t.exchange(i, method, req.encode(), reply, t.r.opt.ProgressTimeout)
 }
 
 // exchange sends an encoded request to source i until it is answered with
 // something else than wait, and returns the body of an ok reply. Each try may
 // take timeout.
-func (t *transfer) exchange(i int, method string, enc []byte, timeout time.Duration) ([]byte, error) {
+func (t *transfer) exchange(i int, method string, enc, reply []byte, timeout time.Duration) ([]byte, error) {
 	s := t.offer.Sources[i]
 	for {
 		start := time.Now()
 		t.lastContact.Store(start.UnixNano())
 		ctx, cancel := context.WithTimeout(t.ctx, timeout)
-		b, err := t.src.Call(ctx, s.Node, method, enc)
+		b, err := callInto(ctx, t.src, s.Node, method, enc, reply)
 		late := ctx.Err() // whatever a network makes of it
 		cancel()
 		if err != nil {
@@ -265,11 +265,11 @@ func (t *transfer) pause(d time.Duration) error {
 
 // timedCall is call for a range of bytes: it asks for as much as comes back in
 // reasonable time.
-func (t *transfer) timedCall(i int, method string, req request) ([]byte, error) {
+func (t *transfer) timedCall(i int, method string, req request, reply []byte) ([]byte, error) {
 	ask := t.ask.Load()
 	req.length = int(min(int64(req.length), ask))
 	start := time.Now()
-	b, err := t.call(i, method, req)
+	b, err := t.call(i, method, req, reply)
 	switch took := time.Since(start); {
 	case err != nil && errors.Is(err, context.DeadlineExceeded):
 		t.ask.CompareAndSwap(ask, max(ask/4, leastAsk))
@@ -365,8 +365,10 @@ func (t *transfer) fromOffer(f *ManifestFile, i int, buf []byte, prefix int) (ch
 // are in buf.
 func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got int) ([]byte, error) {
 	off, n := f.Range(i)
+	reply := replyBufs.Get().(*replyBuf)
+	defer replyBufs.Put(reply)
 	for got < n {
-		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name})
+		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name}, reply[:])
 		if err != nil {
 			return nil, err
 		}
@@ -375,9 +377,6 @@ func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got
 				f.Name, off+int64(got), t.sources[source].name, ErrCorrupt, len(b), n-got)
 		}
 		t.count(len(b), t.sources[source].name)
-		if len(b) == n {
-			return b, nil
-		}
 		got += copy(buf[got:n], b)
 	}
 	return buf[:n], nil

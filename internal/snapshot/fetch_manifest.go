@@ -53,7 +53,7 @@ func (t *transfer) fetchListing() (*listing, error) {
 
 // askFiles gets the list of files, without hashes.
 func (t *transfer) askFiles(source int) ([]ManifestFile, error) {
-	b, err := t.call(source, MethodFiles, request{})
+	b, err := t.call(source, MethodFiles, request{}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (t *transfer) fetchHashes(l *listing, f *ManifestFile) error {
 			if err := t.sameListing(l, source); err != nil {
 				return err
 			}
-			b, err := t.call(source, MethodHashes, request{offset: int64(known), length: min(f.Chunks()-known, maxHashes), name: f.Name})
+			b, err := t.call(source, MethodHashes, request{offset: int64(known), length: min(f.Chunks()-known, maxHashes), name: f.Name}, nil)
 			if err != nil {
 				return err
 			}
@@ -138,7 +138,7 @@ func (t *transfer) askManifest(source int) (*Manifest, error) {
 
 func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err error) {
 	for {
-		b, err := t.timedCall(source, MethodManifest, request{offset: int64(len(enc)), length: ChunkBytes})
+		b, err := t.timedCall(source, MethodManifest, request{offset: int64(len(enc)), length: ChunkBytes}, nil)
 		if err != nil {
 			return nil, id, err
 		}

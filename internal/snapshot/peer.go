@@ -55,8 +55,10 @@ func (p *peerSource) readChunk(ctx context.Context, f *ManifestFile, i int, buf 
 	if pin.sizes[f.Name] < off+int64(n) {
 		return nil, ErrNoChunk
 	}
+	reply := replyBufs.Get().(*replyBuf)
+	defer replyBufs.Put(reply)
 	for got < n {
-		b, err := p.call(ctx, MethodChunk, request{pin: pin.pin, offset: off + int64(got), length: n - got, name: f.Name}.encode())
+		b, err := p.call(ctx, MethodChunk, request{pin: pin.pin, offset: off + int64(got), length: n - got, name: f.Name}.encode(), reply[:])
 		if errors.Is(err, ErrPinGone) {
 			p.open.CompareAndSwap(pin, nil)
 		}
@@ -66,9 +68,6 @@ func (p *peerSource) readChunk(ctx context.Context, f *ManifestFile, i int, buf 
 		if len(b) == 0 || len(b) > n-got {
 			return nil, fmt.Errorf("file %s byte %d from %s: %w: reply of %d bytes, asked for %d",
 				f.Name, off+int64(got), p.name, ErrCorrupt, len(b), n-got)
-		}
-		if len(b) == n {
-			return b, nil
 		}
 		got += copy(buf[got:n], b)
 	}
@@ -89,7 +88,7 @@ func (p *peerSource) pinned(ctx context.Context) (*peerPin, error) {
 	if pin := p.open.Load(); pin != nil {
 		return pin, nil
 	}
-	b, err := p.call(ctx, MethodOpen, p.req.encode())
+	b, err := p.call(ctx, MethodOpen, p.req.encode(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +106,8 @@ func (p *peerSource) pinned(ctx context.Context) (*peerPin, error) {
 
 // call returns the body of an ok reply. A source that has no slot is not waited
 // for: others have the same bytes.
-func (p *peerSource) call(ctx context.Context, method string, enc []byte) ([]byte, error) {
-	b, err := p.src.Call(ctx, p.node, method, enc)
+func (p *peerSource) call(ctx context.Context, method string, enc, reply []byte) ([]byte, error) {
+	b, err := callInto(ctx, p.src, p.node, method, enc, reply)
 	if err != nil {
 		return nil, fmt.Errorf("%s at %s: %w", method, p.name, errors.Join(ctx.Err(), err))
 	}

@@ -21,6 +21,26 @@ type Source interface {
 	Call(ctx context.Context, node ident.NodeID, method string, req []byte) ([]byte, error)
 }
 
+// intoSource is what a Source may be besides: the answer is in buf if cap(buf)
+// exceeds its length.
+type intoSource interface {
+	CallInto(ctx context.Context, node ident.NodeID, method string, req, buf []byte) ([]byte, error)
+}
+
+// callInto calls src, with the reply in buf if it fits and src can.
+func callInto(ctx context.Context, src Source, node ident.NodeID, method string, req, buf []byte) ([]byte, error) {
+	if s, ok := src.(intoSource); ok {
+		return s.CallInto(ctx, node, method, req, buf)
+	}
+	return src.Call(ctx, node, method, req)
+}
+
+// replyBuf holds a reply to MethodChunk: the transport's byte, the status and the chunk.
+type replyBuf [2 + ChunkBytes + 1]byte
+
+// replyBufs are those of Fetches, for a moment each.
+var replyBufs = sync.Pool{New: func() any { return new(replyBuf) }}
+
 // ReceiverOptions configures a Receiver. Zero fields take the defaults named here.
 type ReceiverOptions struct {
 	FS vfs.FS

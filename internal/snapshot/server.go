@@ -259,12 +259,27 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	if n < 0 {
 		return waitReply(s.worked.Load())
 	}
-	b := make([]byte, 1+n) // status OK is 0
+	b := chunkReplies.Get().(*chunkReplyBuf)[:1+n]
+	b[0] = byte(statusOK)
 	if err := readFullAt(f.f, b[1:], r.offset); err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
 	s.credit(p.servedPin, n)
 	return b
+}
+
+// chunkReplyBuf is a reply to MethodChunk: the status and the bytes.
+type chunkReplyBuf [1 + ChunkBytes]byte
+
+var chunkReplies = sync.Pool{New: func() any { return new(chunkReplyBuf) }}
+
+// Sent gives back a reply of Handle that the network needs no more, so that a
+// transfer does not make a megabyte of garbage with every chunk. Calling it is
+// optional, once for each reply.
+func (s *Server) Sent(method string, reply []byte) {
+	if method == MethodChunk && cap(reply) == len(chunkReplyBuf{}) {
+		chunkReplies.Put((*chunkReplyBuf)(reply[:cap(reply)]))
+	}
 }
 
 // throttle waits for the rate limit and returns how many of n bytes may be

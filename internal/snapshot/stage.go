@@ -22,10 +22,13 @@ type stagedFile struct {
 	mf       *ManifestFile
 	final    string
 	f        vfs.File
-	holds    atomic.Int32  // chunks under way, and the planner while it plans
-	unsynced atomic.Int64  // bytes since the last sync
-	unqueued atomic.Int64  // bytes since the kernel was last told to write
-	sums     []chunkSum    // of what was written here
+	holds    atomic.Int32 // chunks under way, and the planner while it plans
+	unsynced atomic.Int64 // bytes since the last sync
+	unqueued atomic.Int64 // bytes since the kernel was last told to write
+	sums     []chunkSum   // of what was written here
+	// writing keeps the workers from meeting in the kernel, where one inode's writers
+	// wait for each other by spinning.
+	writing  sync.Mutex
 	complete chan struct{} // closed once the file is verified under its own name
 	// locals may give the beginning of a chunk that is fetched. Nobody reads it
 	// once nothing is held.
@@ -471,7 +474,10 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 	n := int64(len(b))
 	off, _ := sf.mf.Range(chunk)
 	sf.sums[chunk] = chunkSum{crc32.Checksum(b, castagnoli), true} // now: the file may scribble over b
-	if _, err := sf.f.WriteAt(b, off); err != nil {
+	sf.writing.Lock()
+	_, err := sf.f.WriteAt(b, off)
+	sf.writing.Unlock()
+	if err != nil {
 		return fmt.Errorf("write %s%s at byte %d: %w", sf.final, partSuffix, off, err)
 	}
 	t.r.unreserve(t, n)

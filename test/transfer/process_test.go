@@ -13,6 +13,7 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,6 +84,9 @@ func (p *peer) Call(ctx context.Context, _ transport.PeerInfo, m string, req []b
 	return p.server.Handle(ctx, m, req)
 }
 
+// Sent implements transport.Recycler.
+func (p *peer) Sent(method string, resp []byte) { p.server.Sent(method, resp) }
+
 func connect(p *peer, others map[ident.NodeID]string) *transport.Transport {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(err)
@@ -105,6 +109,7 @@ type report struct {
 	Received        int64
 	Reused          int64
 	Took            time.Duration
+	CPU             time.Duration // user and system
 	IdleKiB, TopKiB int64
 	Final           bool
 }
@@ -129,6 +134,13 @@ func memory(field string) int64 {
 	return 0
 }
 
+// cpu is the processor time this process has taken.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	check(syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // resetTop makes VmHWM begin anew.
 func resetTop() { check(os.WriteFile("/proc/self/clear_refs", []byte("5"), 0o200)) }
 
@@ -144,7 +156,7 @@ func source(dir, rate string) {
 	in := bufio.NewScanner(os.Stdin)
 	var last uint64
 	for in.Scan() {
-		r := report{Addr: p.addr, Sent: s.Stats().BytesSent, IdleKiB: idle, TopKiB: memory("VmHWM")}
+		r := report{Addr: p.addr, Sent: s.Stats().BytesSent, CPU: cpu(), IdleKiB: idle, TopKiB: memory("VmHWM")}
 		if in.Text() == "offer" {
 			s.Unpin(last) // as a leader does
 			pin, err := s.Pin(group, 70, dir, sinkNode)
@@ -189,7 +201,7 @@ func sink(addr, offer, base string) {
 	close(stop)
 	check(err)
 	say(report{
-		Received: staged.BytesReceived, Reused: staged.BytesReused, Took: took, IdleKiB: idle, TopKiB: memory("VmHWM"), Final: true,
+		Received: staged.BytesReceived, Reused: staged.BytesReused, Took: took, CPU: cpu(), IdleKiB: idle, TopKiB: memory("VmHWM"), Final: true,
 	})
 	tr.Close()
 }

@@ -262,6 +262,7 @@ func (r *Replica) installState(inst *install) bool {
 		r.failApply(fmt.Errorf("install at index %d: %w", inst.index, err))
 		return true
 	}
+	invariant.Point("raftgroup.install.switched")
 	a.index, a.term, a.mem, a.gen, a.dir = inst.index, inst.term, inst.mem, inst.gen, inst.dir
 	a.ckpt.index, a.ckpt.has, a.ckpt.bytes = inst.index, true, 0
 	r.applied.Store(uint64(inst.index))

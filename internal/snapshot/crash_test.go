@@ -140,7 +140,8 @@ func TestFetchStepOrder(t *testing.T) {
 	must(g.fetch())
 	invariant.SetPointHook(nil)
 	file := []string{
-		"snapshot.stage.create", "snapshot.stage.created", "snapshot.stage.sync", "snapshot.stage.synced", "snapshot.stage.renamed",
+		"snapshot.stage.create", "snapshot.stage.created", "snapshot.stage.sync", "snapshot.stage.synced",
+		"snapshot.stage.rename", "snapshot.stage.renamed",
 	}
 	var want []string
 	want = append(want, file...) // checkpoint

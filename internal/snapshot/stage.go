@@ -485,7 +485,11 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 		sf.unsynced.Store(0)
 		sf.unqueued.Store(0)
 		invariant.Point("snapshot.stage.part-sync")
-		return sf.f.SyncData()
+		if err := sf.f.SyncData(); err != nil {
+			return fmt.Errorf("sync %s%s: %w", sf.final, partSuffix, err)
+		}
+		invariant.Point("snapshot.stage.part-synced")
+		return nil
 	}
 	if sf.unqueued.Add(n) >= queueEvery {
 		sf.unqueued.Store(0)
@@ -538,6 +542,7 @@ func (t *transfer) drop(sf *stagedFile, buf []byte) error {
 	if err := t.readBack(sf, buf); err != nil {
 		return fmt.Errorf("verify %s: %w", name, err)
 	}
+	invariant.Point("snapshot.stage.rename")
 	if err := t.r.opt.FS.Rename(name, sf.final); err != nil {
 		return err
 	}

@@ -119,8 +119,9 @@ const awayBytes = 10*4 + 80*5
 func (c *cluster) oldOrNew(nd *node) {
 	c.t.Helper()
 	r := nd.replica()
-	st, m := r.Status(), r.StateMachine().(*fileMachine)
-	if st.State != StateHeld {
+	st := r.Status()
+	m, ok := r.StateMachine().(*fileMachine)
+	if st.State != StateHeld || !ok {
 		c.t.Fatalf("opened as %+v", st)
 	}
 	l := c.leader().replica()

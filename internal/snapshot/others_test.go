@@ -164,6 +164,22 @@ func TestChunkSourceComesBack(t *testing.T) {
 	})
 }
 
+// One that gave wrong bytes does not come back: it would cost bytes each time.
+func TestWrongChunkSourceStaysAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		files := tree{"0.log": noise(1, 20*mib)}
+		g := newRig(t, files, "0.log")
+		g.newReceiver(ReceiverOptions{Parallel: 1})
+		g.wire.hook = link(mib) // a chunk takes a second
+		s := &store{name: "object store", files: files, spoil: func(_ context.Context, b []byte) ([]byte, error) { return flip(b, 9), nil }}
+		g.opt.More = []ChunkSource{s}
+		g.check(g.fs, must(g.fetch()).Dir)
+		if n := s.reads.Load(); n != 2 { // the checkpoint, which it lacks, and a chunk
+			t.Fatalf("asked %d times", n)
+		}
+	})
+}
+
 // The leader of a receiver that has other sources sends the manifest and the
 // checkpoint: less than a twentieth of the snapshot. The followers share the load.
 func TestLeaderSendsLittle(t *testing.T) {

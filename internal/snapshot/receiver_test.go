@@ -2,11 +2,13 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"maps"
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
@@ -357,6 +359,40 @@ func TestFetchReadsBack(t *testing.T) {
 	}
 	damage = false
 	g.check(g.fs, must(g.fetch()).Dir)
+}
+
+// What an earlier Fetch wrote is hashed after the sync: that it was right before
+// says nothing about what the disk has.
+func TestFetchHashesWhatAnEarlierOneWrote(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 5*mib)}, "0.log")
+	g.newReceiver(ReceiverOptions{Parallel: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	var n atomic.Int64
+	g.wire.hook = hookEvery(MethodChunk, func() {
+		if n.Add(1) == 11 {
+			cancel()
+		}
+	})
+	_, err := g.recv.Fetch(ctx, g.offer(), g.opt, g.wire)
+	wantErr(t, err, context.Canceled)
+	g.wire.hook = nil
+	damage := true
+	fs := errorfs.Wrap(g.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, "0.log.part") && damage {
+			f := must(g.fs.OpenReadWrite(op.Path, vfs.CategorySnapshot))
+			must(f.WriteAt([]byte{1, 2, 3, 4}, 500)) // in the chunk that was kept
+			must(0, f.Close())
+		}
+		return nil
+	}))
+	g.recv = NewReceiver(ReceiverOptions{FS: fs})
+	_, err = g.fetch()
+	wantErr(t, err, ErrCorrupt)
+	damage = false
+	got := must(g.fetch())
+	if g.check(g.fs, got.Dir); got.BytesReused < 3*mib {
+		t.Fatalf("%+v", got)
+	}
 }
 
 func TestTransfersAreSeen(t *testing.T) {

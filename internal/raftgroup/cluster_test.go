@@ -45,6 +45,8 @@ type cluster struct {
 	// logWriter receives every node's log lines.
 	logText *lockedBuffer
 	open    OpenFunc
+	// mu is held by tests that look for the leader while nodes come and go.
+	mu sync.Mutex
 }
 
 // node is one node's process.

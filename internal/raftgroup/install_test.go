@@ -8,8 +8,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
@@ -148,5 +151,71 @@ func (c *cluster) oldOrNew(nd *node) {
 		if at := st.SnapshotIndex; st.AppliedIndex != at || st.FirstIndex != at+1 || st.LastIndex < at || at < 60 || m.size < 60*4 {
 			c.t.Fatalf("the new generation is not the snapshot: %+v, %d bytes", st, m.size)
 		}
+	}
+}
+
+// Under load a follower that returns needs one snapshot an absence: while it is on
+// its way the leader takes others and trims, but not what the first one's receiver
+// needs next.
+func TestOneSnapshotAnAbsenceUnderLoad(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) { smallSteps(c); c.open = openFileMachine }, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 20)
+		c.net.SetDelay(20*time.Millisecond, 30*time.Millisecond)
+		stop, ended := make(chan struct{}), make(chan struct{})
+		var written atomic.Int64
+		go func() { // a write each 10 ms
+			defer close(ended)
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(10 * time.Millisecond):
+				}
+				c.mu.Lock()
+				l := c.leads()
+				c.mu.Unlock()
+				if l != nil {
+					l.replica().Propose([]byte("k=vvvvvvvv"), ProposeOptions{}, ignored{&written})
+				}
+			}
+		}()
+		for round := range 3 {
+			c.mu.Lock()
+			f := c.follower()
+			id, store := f.id, f.store
+			disk := f.kill(0)
+			c.mu.Unlock()
+			gone := written.Load()
+			c.eventually("away for long", func() bool { return written.Load() > gone+100 })
+			c.trimmedLeader(f.replica().Status().LastIndex + 20)
+			c.mu.Lock()
+			back := c.boot(id, store, disk)
+			c.mu.Unlock()
+			trims := c.leader().replica().Status().FirstIndex
+			c.eventually("installed", func() bool { return back.replica().Status().SnapshotsInstalled > 0 })
+			now := written.Load()
+			c.eventually("caught up under load", func() bool {
+				st := back.replica().Status()
+				return written.Load() > now+100 && st.State == StateRunning && st.AppliedIndex+50 > c.leader().replica().Status().AppliedIndex
+			})
+			if st := back.replica().Status(); st.SnapshotsInstalled != 1 || back.rcv.Stats().Completed != 1 {
+				t.Errorf("round %d: %d snapshots installed, %+v", round, st.SnapshotsInstalled, back.rcv.Stats())
+			}
+			if c.leader().replica().Status().FirstIndex < trims+40 {
+				t.Errorf("round %d: the leader did not trim on: this proves nothing", round)
+			}
+		}
+		close(stop)
+		<-ended
+	})
+}
+
+// ignored counts what was applied.
+type ignored struct{ n *atomic.Int64 }
+
+func (i ignored) Applied(_ ident.Index, _ ident.Term, _ Result, err error) {
+	if err == nil {
+		i.n.Add(1)
 	}
 }

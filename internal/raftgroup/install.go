@@ -74,10 +74,10 @@ func (r *Replica) offered(o *outbox, it *item) {
 	case rc.staged != nil && rc.staged.index+1 >= msg.first:
 		r.retryStaged(o)
 	case rc.busy:
-		if c := rc.current; c != nil && c.offer.Index+1 >= msg.first && c.offer.Sources[0].Node != msg.offer.Sources[0].Node {
-			return // another leader, but what is on its way from the old one will do
-		}
 		rc.next = &msg
+		if c := rc.current; c != nil && c.offer.Index+1 >= msg.first && c.offer.Sources[0].Node != msg.offer.Sources[0].Node {
+			return // another leader, but what is on its way from the old one will do, if it comes
+		}
 		rc.cancel()
 	default:
 		rc.staged = nil

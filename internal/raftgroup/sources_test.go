@@ -418,6 +418,50 @@ func TestRule15RetargetsAndKeepsChunks(t *testing.T) {
 	})
 }
 
+// Rule 15: what is on its way from a deposed leader will do for the new one; if that
+// leader then dies, the new one's offer is taken up at once.
+func TestRule15OldLeaderDiesInTransfer(t *testing.T) {
+	inCluster(t, 4, func(c *cluster) { lateTransfers(c); c.open = openFileMachine }, func(c *cluster) {
+		c.create(4)
+		c.write(0, 2)
+		f := c.follower()
+		id, store := f.id, f.store
+		disk := f.kill(0)
+		c.write(2, 100)
+		old := c.trimmedLeader(80)
+		var offers, failed atomic.Int32
+		back := c.boot(id, store, disk)
+		back.setFilter(func(_ transport.PeerInfo, it item) bool {
+			if it.kind == itemOffer {
+				offers.Add(1)
+			}
+			return false
+		})
+		c.eventually("receiving", func() bool { return back.replica().Status().State == StateReceiving })
+		for _, o := range c.nodes {
+			if o != old && o != back {
+				old.replica().TransferLeadership(o.replica().ID())
+				break
+			}
+		}
+		c.eventually("another leader", func() bool { o := c.leads(); return o != nil && o != old })
+		for _, o := range c.nodes {
+			o.setFilter(func(_ transport.PeerInfo, it item) bool {
+				if it.kind == itemStatus && it.state == transferFailed {
+					failed.Add(1)
+				}
+				return false
+			})
+		}
+		time.Sleep(time.Second)
+		old.kill(0)
+		c.same(100 * entryBytes)
+		if st := back.rcv.Stats(); failed.Load() != 0 || st.Completed != 1 || back.replica().Status().SnapshotsInstalled != 1 {
+			t.Fatalf("%d failures told, %+v", failed.Load(), st)
+		}
+	})
+}
+
 // A pin holds the log behind its snapshot, until the raftlog needs the room.
 func TestPinYieldsToPressure(t *testing.T) {
 	inCluster(t, 1, smallSteps, func(c *cluster) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -285,6 +286,53 @@ func TestFetchDiskFull(t *testing.T) {
 	g.check(g.fs, got.Dir)
 	if got.BytesReused < 2*mib {
 		t.Fatalf("only %d bytes of the first attempt were kept", got.BytesReused)
+	}
+}
+
+// Whichever write finds the disk full, the refusal is clear, the live generation is
+// as it was, and with room again the next Fetch goes on from what is there.
+func TestFetchDiskFullAtEachStep(t *testing.T) {
+	files := tree{"0.log": noise(1, 3*mib/2), "1.log": noise(2, mib), "2.log": noise(3, mib/2)}
+	local := tree{"1.log": files["1.log"], "2.log": files["2.log"][:mib/4]}
+	refused := 0
+	for step := 0; ; step++ {
+		g := newRig(t, files, "0.log", "1.log", "2.log")
+		local.write(t, g.fs, GenDir(sinkDir, 1))
+		state(t, g.fs, GenDir(sinkDir, 1), 10, []byte("old"), local.list("1.log", "2.log"))
+		n, hit := 0, ""
+		full := true
+		fs := errorfs.Wrap(g.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || !full {
+				return nil
+			}
+			if n++; n > step {
+				hit = fmt.Sprint(op.Kind, " ", op.Path)
+				return errNoSpaceForTest
+			}
+			return nil
+		}))
+		g.recv = NewReceiver(ReceiverOptions{FS: fs, Parallel: 1})
+		_, err := g.fetch()
+		if hit == "" {
+			noErr(t, err)
+			break // every step was tried
+		}
+		wantErr(t, err, ErrNoSpace)
+		refused++
+		g.idle()
+		if _, blob, err := Read(g.fs, GenDir(sinkDir, 1)); err != nil || string(blob) != "old" {
+			t.Fatalf("step %d, %s: the live generation: %q, %v", step, hit, blob, err)
+		}
+		for name, want := range local {
+			if b := must(vfs.ReadFile(g.fs, path.Join(GenDir(sinkDir, 1), name), 1<<30)); !bytes.Equal(b, want) {
+				t.Fatalf("step %d, %s: live %s changed", step, hit, name)
+			}
+		}
+		full = false
+		g.check(g.fs, must(g.fetch()).Dir)
+	}
+	if refused < 20 {
+		t.Fatalf("only %d steps", refused)
 	}
 }
 

@@ -53,7 +53,7 @@ func must(t *testing.T, err error) {
 // dataDir is a directory on this disk, not on a memory file system.
 func dataDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(".", "transfer-data-")
+	dir, err := os.MkdirTemp(".", "transfer-data-") //nolint:usetesting // TempDir may be memory
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	return dir

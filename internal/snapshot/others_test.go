@@ -292,8 +292,12 @@ func TestFollowerFails(t *testing.T) {
 				fail(g, g.follower(2, 100, files, "0.log"))
 				var log bytes.Buffer
 				g.newReceiver(ReceiverOptions{Logger: slog.New(slog.NewTextHandler(&syncWriter{w: &log}, nil))})
+				start := time.Now()
 				got := must(g.fetch())
 				g.check(g.fs, got.Dir)
+				if d := time.Since(start); name != "hangs" && d > time.Second {
+					t.Errorf("took %s", d) // a follower that says no is not waited for
+				}
 				if n := given(got.From, "node 1"); n < 8*mib {
 					t.Errorf("from %v", got.From)
 				}

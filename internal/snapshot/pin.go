@@ -331,6 +331,11 @@ func (s *Server) acquire(ctx context.Context, id uint64) *turn {
 			s.queue = append(s.queue, p)
 		}
 		s.grantLocked()
+		if p.opened && !p.slot { // its receiver has other sources and does not wait
+			s.queue = slices.DeleteFunc(s.queue, func(q *servedPin) bool { return q == p })
+			s.mu.Unlock()
+			return &turn{servedPin: p, waiting: true}
+		}
 	}
 	if p.slot {
 		defer s.mu.Unlock()

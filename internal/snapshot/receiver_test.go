@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -299,12 +300,15 @@ func TestFetchDiskFullAtEachStep(t *testing.T) {
 		g := newRig(t, files, "0.log", "1.log", "2.log")
 		local.write(t, g.fs, GenDir(sinkDir, 1))
 		state(t, g.fs, GenDir(sinkDir, 1), 10, []byte("old"), local.list("1.log", "2.log"))
+		var mu sync.Mutex // the planner and the worker both write
 		n, hit := 0, ""
 		full := true
 		fs := errorfs.Wrap(g.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
 			if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || !full {
 				return nil
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			if n++; n > step {
 				hit = fmt.Sprint(op.Kind, " ", op.Path)
 				return errNoSpaceForTest

@@ -66,10 +66,11 @@ func installStep(point string) bool {
 
 // run returns the install's points that were passed. A point that is passed less
 // often is not cut at.
-func (cut cutAt) run(t *testing.T) (passed []string) {
+func (cut cutAt) run(t *testing.T) []string {
+	var mu sync.Mutex
+	var passed []string
 	inCluster(t, 3, func(c *cluster) { smallSteps(c); c.open = openFileMachine }, func(c *cluster) {
 		id, store, disk := c.away()
-		var mu sync.Mutex
 		var left *vfs.MemFS
 		begun, n := false, 0
 		invariant.SetPointHook(func(point string) {
@@ -88,22 +89,20 @@ func (cut cutAt) run(t *testing.T) (passed []string) {
 			}
 		})
 		defer invariant.SetPointHook(nil)
+		clone := func() *vfs.MemFS { mu.Lock(); defer mu.Unlock(); return left }
+		wasCut := func() bool { return clone() != nil }
 		back := c.boot(id, store, disk)
-		if cut.times == 1 {
-			c.eventually("a cut at "+cut.point, func() bool { mu.Lock(); defer mu.Unlock(); return left != nil })
-		} else {
-			c.eventually("installed", func() bool {
-				return back.replica().Status().SnapshotsInstalled > 0 || func() bool { mu.Lock(); defer mu.Unlock(); return left != nil }()
-			})
-		}
+		c.eventually("a cut at "+cut.point, func() bool {
+			return wasCut() || cut.times > 1 && back.replica().Status().SnapshotsInstalled > 0
+		})
 		invariant.SetPointHook(nil)
-		if left == nil {
+		if !wasCut() {
 			return
 		}
 		back.kill(0)
 		c.net.HealAll()
 		c.hold = true
-		back = c.boot(id, store, left)
+		back = c.boot(id, store, clone())
 		c.oldOrNew(back)
 		startAll(back.host)
 		c.same(awayBytes)
@@ -111,6 +110,8 @@ func (cut cutAt) run(t *testing.T) (passed []string) {
 			t.Error(err)
 		}
 	})
+	mu.Lock()
+	defer mu.Unlock()
 	return passed
 }
 
@@ -130,10 +131,11 @@ func (c *cluster) oldOrNew(nd *node) {
 	l := c.leader().replica()
 	want, err := vfs.ReadFile(c.leader().fs, path.Join(snapshot.GenDir(l.base, l.liveGen.Load()), machineFile), 1<<30)
 	must(c.t, err)
+	size := m.size.Load()
 	got, err := vfs.ReadFile(nd.fs, m.name, 1<<30)
 	must(c.t, err)
-	if int64(len(got)) < m.size || !bytes.Equal(got[:m.size], want[:m.size]) {
-		c.t.Fatalf("the state has %d bytes that are not the group's first", m.size)
+	if int64(len(got)) < size || !bytes.Equal(got[:size], want[:size]) {
+		c.t.Fatalf("the state has %d bytes that are not the group's first", size)
 	}
 	gens, err := snapshot.Generations(nd.fs, r.base)
 	must(c.t, err)
@@ -148,8 +150,8 @@ func (c *cluster) oldOrNew(nd *node) {
 			c.t.Fatalf("the old generation with another log: %+v", st)
 		}
 	default:
-		if at := st.SnapshotIndex; st.AppliedIndex != at || st.FirstIndex != at+1 || st.LastIndex < at || at < 60 || m.size < 60*4 {
-			c.t.Fatalf("the new generation is not the snapshot: %+v, %d bytes", st, m.size)
+		if at := st.SnapshotIndex; st.AppliedIndex != at || st.FirstIndex != at+1 || st.LastIndex < at || at < 60 || size < 60*4 {
+			c.t.Fatalf("the new generation is not the snapshot: %+v, %d bytes", st, size)
 		}
 	}
 }

@@ -24,7 +24,7 @@ type fileMachine struct {
 	fs   vfs.FS
 	name string
 	f    vfs.File
-	size int64
+	size atomic.Int64
 }
 
 const machineFile = "0.log"
@@ -35,9 +35,10 @@ func openFileMachine(fs vfs.FS, dir string, blob []byte, _ []CaptureFile) (State
 }
 
 func (m *fileMachine) open(dir string, blob []byte) (err error) {
-	m.name, m.size = path.Join(dir, machineFile), 0
+	m.name = path.Join(dir, machineFile)
+	m.size.Store(0)
 	if len(blob) == 8 {
-		m.size = int64(binary.BigEndian.Uint64(blob))
+		m.size.Store(int64(binary.BigEndian.Uint64(blob)))
 	}
 	m.f, err = m.fs.OpenReadWrite(m.name, vfs.CategorySegment)
 	return err
@@ -45,15 +46,15 @@ func (m *fileMachine) open(dir string, blob []byte) (err error) {
 
 func (m *fileMachine) Apply(es []Entry) ([]Result, error) {
 	for _, e := range es {
-		if _, err := m.f.WriteAt(bytes.Clone(e.Data), m.size); err != nil {
+		if _, err := m.f.WriteAt(bytes.Clone(e.Data), m.size.Load()); err != nil {
 			return nil, err
 		}
-		m.size += int64(len(e.Data))
+		m.size.Add(int64(len(e.Data)))
 	}
 	return make([]Result, len(es)), nil
 }
 
-func (m *fileMachine) Capture() (Capture, error) { return &fileCapture{m.f, m.size}, nil }
+func (m *fileMachine) Capture() (Capture, error) { return &fileCapture{m.f, m.size.Load()}, nil }
 
 func (m *fileMachine) Install(dir string, blob []byte) error {
 	return errors.Join(m.f.Close(), m.open(dir, blob))

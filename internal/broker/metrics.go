@@ -91,12 +91,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// objectStore is what the archive's source calls itself.
-const objectStore = "object store"
+// sourceObjectStore is what the archive's source calls itself.
+const sourceObjectStore = "object store"
 
 // collectSources tells who gave snapshots' bytes. Peers that gave nothing stand there too.
 func (s *session) collectSources(ch chan<- prometheus.Metric) {
-	from := map[string]int64{objectStore: 0}
+	from := map[string]int64{sourceObjectStore: 0}
 	for _, p := range s.tr.Peers() {
 		from["node "+p.Node.String()] = 0
 	}

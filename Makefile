@@ -47,6 +47,9 @@ demo-input: ## every line of GOROOT/src through a cluster while a node dies
 start-time: ## exec to first acknowledged record with 5 GB after kill -9
 	CHRONIK_TEST_BYTES=5000000000 go test -count=1 -timeout 30m -v ./test/start
 
+transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; kills, reuse, memory
+	CHRONIK_TRANSFER_BYTES=$${CHRONIK_TRANSFER_BYTES:-2147483648} go test -count=1 -timeout 30m -v ./test/transfer
+
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
@@ -57,4 +60,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test race fuzz e2e compat kill chaos demo-input start-time ## everything
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time bench docs full
+.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time transfer bench docs full

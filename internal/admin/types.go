@@ -144,6 +144,15 @@ type Transfer struct {
 	SecondsLeft    float64 `json:"seconds_left"` // 0: unknown
 	Seconds        float64 `json:"seconds"`      // since its start
 	Attempts       int     `json:"attempts"`
+	// BytesReceived came over the network, From says from whom. Of transfers to this node only.
+	BytesReceived uint64           `json:"bytes_received"`
+	From          []TransferSource `json:"from,omitempty"`
+}
+
+// TransferSource is who gave bytes of a snapshot: "node 2", "object store".
+type TransferSource struct {
+	Source string `json:"source"`
+	Bytes  uint64 `json:"bytes"`
 }
 
 // Digest is the answer of /v1/digest: over the stored batches as a consumer reads them.

@@ -60,6 +60,7 @@ var (
 	descSize          = desc("chronik_partition_size_bytes", "Bytes of a partition's segments.", "topic", "partition")
 	descInstalls      = desc("chronik_snapshot_installs_total", "Snapshots installed by live replicas since the start.")
 	descReceived      = desc("chronik_snapshot_received_bytes_total", "Snapshot bytes received since the start.")
+	descReceivedFrom  = desc("chronik_snapshot_received_from_bytes_total", "Bytes of snapshot transfers to this node since the start, failed ones included, by who gave them.", "source")
 	descReused        = desc("chronik_snapshot_reused_bytes_total", "Snapshot bytes found on this node since the start.")
 	descTransfers     = desc("chronik_snapshot_transfers", "Snapshot transfers under way.", "direction")
 	descSent          = desc("chronik_snapshot_sent_bytes_total", "Snapshot bytes sent since the start.")
@@ -90,12 +91,30 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.collectReplicas(ch)
 	s.collectLag(ch)
 	s.collectTransfers(ch)
+	s.collectSources(ch)
 	gauge(ch, descDiskFree, float64(s.disk.free.Load()))
 	gauge(ch, descDiskFull, boolValue(s.disk.Full()))
 	if s.serving.Load() {
 		st := s.wire.Stats()
 		gauge(ch, descConnections, float64(st.Connections))
 		counter(ch, descRequests, float64(st.Requests))
+	}
+}
+
+// sourceObjectStore is what the archive's source calls itself.
+const sourceObjectStore = "object store"
+
+// collectSources tells who gave snapshots' bytes. Peers that gave nothing stand there too.
+func (s *session) collectSources(ch chan<- prometheus.Metric) {
+	from := map[string]int64{sourceObjectStore: 0}
+	for _, p := range s.tr.Peers() {
+		from["node "+p.Node.String()] = 0
+	}
+	for _, b := range s.receiver.Stats().From {
+		from[b.Source] = b.Bytes
+	}
+	for source, n := range from {
+		counter(ch, descReceivedFrom, float64(n), source)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/raftgroup"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 )
 
@@ -163,10 +164,17 @@ func (h peerHandler) Call(ctx context.Context, from transport.PeerInfo, method s
 	case methodJoin:
 		return s.serveJoin(ctx, from.Node, req)
 	}
-	if strings.HasPrefix(method, "snapshot.") {
+	if strings.HasPrefix(method, snapshot.MethodPrefix) {
 		return s.server.Handle(ctx, method, req)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
+}
+
+// Sent implements transport.Recycler.
+func (h peerHandler) Sent(method string, resp []byte) {
+	if strings.HasPrefix(method, snapshot.MethodPrefix) {
+		h.s.server.Sent(method, resp)
+	}
 }
 
 // PeerUp implements transport.Handler.

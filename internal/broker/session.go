@@ -207,7 +207,7 @@ func (s *session) openHost() error {
 		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
 		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes),
-		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve),
+		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), MinReplicas: s.minReplicas,
 		Policy: raftgroup.Policy{
 			ThresholdEntries: s.cfg.Snapshot.ThresholdEntries, ThresholdBytes: int64(s.cfg.Snapshot.ThresholdBytes),
 			Interval: s.cfg.Snapshot.Interval, KeepEntries: keep, HoldBytes: int64(s.cfg.Snapshot.HoldBytes),

@@ -157,9 +157,14 @@ func replicaRow(st raftgroup.Status) admin.Replica {
 }
 
 func transferView(s *session, t snapshot.Transfer) *admin.Transfer {
+	var from []admin.TransferSource
+	for _, b := range t.From {
+		from = append(from, admin.TransferSource{Source: b.Source, Bytes: uint64(b.Bytes)})
+	}
 	at := &admin.Transfer{
 		Group: strconv.FormatUint(uint64(t.Group), 10), Direction: string(t.Direction), State: t.State, Source: int32(t.Peer), Target: int32(s.node),
 		Index: uint64(t.Index), Term: uint64(t.Term),
+		BytesReceived: uint64(t.BytesReceived), From: from,
 		BytesDone: uint64(t.BytesDone), BytesTotal: uint64(t.BytesTotal), BytesReused: uint64(t.BytesReused),
 		BytesPerSecond: t.Rate, SecondsLeft: t.Left().Seconds(), Seconds: time.Since(t.Started).Seconds(), Attempts: t.Attempts,
 	}

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"strconv"
+
 	"chronik/internal/partition"
 	"chronik/internal/raftgroup"
 	"chronik/internal/vfs"
@@ -13,4 +15,19 @@ func verifyStaged(fs vfs.FS, spec raftgroup.Spec, dir string, blob []byte, files
 		return nil
 	}
 	return partition.VerifyStaged(fs, dir, blob, files)
+}
+
+// minReplicas is how many replicas a write to a partition waits for.
+func (s *session) minReplicas(spec raftgroup.Spec) int {
+	img := s.meta.Image()
+	p := img.Partition(spec.Group)
+	if p == nil {
+		return 1
+	}
+	t := img.Topic(p.Topic)
+	if t == nil {
+		return 1
+	}
+	static := map[string]string{"min.insync.replicas": strconv.Itoa(s.cfg.Cluster.MinInsyncReplicas)}
+	return img.Settings(t, s.node, static).MinInsyncReplicas
 }

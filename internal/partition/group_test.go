@@ -66,7 +66,9 @@ func boot(t *testing.T, net *transport.Network, id ident.NodeID, fs *vfs.MemFS, 
 			Group: orders, Replica: members[id-1].Replica, Name: "orders-0", Key: "aa-0", Topic: "orders", Members: members,
 		}}))
 	}
-	n.host.StartAll()
+	for _, r := range n.host.Replicas() {
+		n.host.Start(r.Group())
+	}
 	return n
 }
 

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"time"
@@ -269,10 +270,13 @@ type Options struct {
 	Compression snapshot.Codec
 	// DiskReserve is how many bytes a snapshot transfer leaves free.
 	DiskReserve int64
-	// MoreDonors, if set, lists directories besides those under Dir that may
-	// hold files of a group's earlier life here, by its key. Their bytes are
-	// used where they match by hash.
-	MoreDonors func(key string) []string
+	// Archive, if set, opens what the object store has of a group, for a snapshot
+	// that is about to be received; nil: nothing. It is called on the transfer's
+	// goroutine and given little time; the source is closed after the transfer.
+	Archive func(ctx context.Context, group ident.GroupID) (snapshot.ChunkSource, error)
+	// MinReplicas, if set, says how many replicas a write to a partition waits for:
+	// snapshots for partitions that have fewer come before those of others.
+	MinReplicas func(Spec) int
 	// Verify, if set, is asked before a received snapshot is installed.
 	Verify VerifyFunc
 }

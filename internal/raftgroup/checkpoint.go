@@ -273,8 +273,8 @@ func (r *Replica) trim() {
 			in.Followers = append(in.Followers, snapshot.Follower{Alive: f.Alive, Match: f.Match})
 		}
 	}
-	if pinned, n := r.h.opt.Server.Live(r.spec.Group); n > 0 {
-		in.Pinned = pinned
+	if time.Now().After(rs.pressedUntil) {
+		in.Pinned = r.h.opt.Server.Live(r.spec.Group)
 	}
 	to := snapshot.TrimTo(in)
 	if to < rs.st.first {

@@ -45,6 +45,8 @@ type cluster struct {
 	// logWriter receives every node's log lines.
 	logText *lockedBuffer
 	open    OpenFunc
+	// mu is held by tests that look for the leader while nodes come and go.
+	mu sync.Mutex
 }
 
 // node is one node's process.
@@ -172,6 +174,13 @@ func inCluster(t *testing.T, n int, prepare func(*cluster), test func(c *cluster
 	})
 }
 
+// startAll releases every replica.
+func startAll(h *Host) {
+	for _, r := range h.Replicas() {
+		h.Start(r.Group())
+	}
+}
+
 func storeOf(n ident.NodeID, life byte) ident.StoreID { return ident.StoreID{byte(n), life, 1} }
 
 // boot starts a node on a disk.
@@ -201,7 +210,7 @@ func (c *cluster) boot(id ident.NodeID, store ident.StoreID, fs *vfs.MemFS) *nod
 	close(nd.ready)
 	must(c.t, nd.host.OpenAll(func(Spec) OpenFunc { return c.open }))
 	if !c.hold {
-		nd.host.StartAll()
+		startAll(nd.host)
 	}
 	return nd
 }

@@ -37,8 +37,9 @@
 // offer; the follower answers that it needs none (rule 15), or fetches it into
 // the next generation's directory, and only when that is complete and durable
 // steps a MsgSnap from the current leader into its own raft. See offer.go for
-// the sender, install.go for the receiver. The leader's watchdog ends what shows
-// no life.
+// the sender, install.go for the receiver, sources.go for who gives the bytes: the
+// object store and caught-up followers before the leader. The leader's watchdog ends
+// what shows no life.
 //
 // # Why a crash is harmless
 //

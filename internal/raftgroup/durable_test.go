@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -181,49 +182,6 @@ func TestInstallWaitsForDiskSpace(t *testing.T) {
 	})
 }
 
-// Rule 13: the power is cut at each durable step of an install, on both sides.
-// The replica comes back as the old state or the new one, never as neither, and
-// ends like the others.
-func TestRule13CrashAtEveryInstallPoint(t *testing.T) {
-	for _, point := range []string{
-		"snapshot.stage.dir-sync", "snapshot.generation.rename", "snapshot.generation.renamed", "snapshot.generation.durable",
-		"raftgroup.append.submit", "raftlog/batch-encoded", "raftlog/batch-written", "raftlog/batch-synced",
-		"raftgroup.install.durable", "raftgroup.install.state", "snapshot.generation.remove", "snapshot.generation.removed",
-	} {
-		t.Run(strings.ReplaceAll(point, "/", "."), func(t *testing.T) { crashAtInstallPoint(t, point) })
-	}
-}
-
-// crashAtInstallPoint cuts the power of a receiver when a point is passed after staging was complete.
-func crashAtInstallPoint(t *testing.T, at string) {
-	inCluster(t, 3, smallSteps, func(c *cluster) {
-		id, store, disk := c.away()
-		var mu sync.Mutex
-		var left *vfs.MemFS
-		begun := false
-		invariant.SetPointHook(func(point string) {
-			mu.Lock()
-			defer mu.Unlock()
-			begun = begun || point == "snapshot.stage.dir-sync"
-			if begun && left == nil && point == at {
-				c.net.Isolate(id) // first: what was promised until now must be on the disk
-				left = powerCut(disk)
-			}
-		})
-		defer invariant.SetPointHook(nil)
-		back := c.boot(id, store, disk)
-		c.eventually("a cut at "+at, func() bool { mu.Lock(); defer mu.Unlock(); return left != nil })
-		invariant.SetPointHook(nil)
-		back.kill(0)
-		c.net.HealAll()
-		back = c.boot(id, store, left)
-		c.converge(90)
-		if err := back.ev.quarantine(back.replica().ID()); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // Rule 13: the state machine switches only when the log's record of the install is
 // durable, however slow the disk is: else the old state could go too early.
 func TestRule13StateFollowsTheRecord(t *testing.T) {
@@ -368,9 +326,9 @@ func TestRule15QueuedReceiverLives(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.MoreDonors = func(string) []string { // asked before the slot is
-				time.Sleep(time.Minute / 2)
-				return nil
+			o.Archive = func(ctx context.Context, _ ident.GroupID) (snapshot.ChunkSource, error) { // asked before the slot is
+				<-ctx.Done() // archiveTimeout is twice the transfer's
+				return nil, ctx.Err()
 			}
 		}
 	}, func(c *cluster) {

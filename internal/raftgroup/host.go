@@ -76,6 +76,7 @@ func NewHost(opt Options) (*Host, error) {
 	h.loops.Go(h.tickLoop)
 	h.loops.Go(h.watchLog)
 	opt.Log.OnPressure(h.onPressure)
+	opt.Server.SetFinder(h.findCheckpoint)
 	return h, nil
 }
 
@@ -229,13 +230,6 @@ func (h *Host) Start(group ident.GroupID) {
 	}
 }
 
-// StartAll releases every replica.
-func (h *Host) StartAll() {
-	for _, r := range h.Replicas() {
-		h.Start(r.Group())
-	}
-}
-
 // Replica returns the group's replica here, nil if there is none.
 func (h *Host) Replica(group ident.GroupID) *Replica {
 	h.mu.RLock()
@@ -332,14 +326,6 @@ func (h *Host) forget(r *Replica) {
 	}
 }
 
-// Quarantine ends a replica's part in its group for good, durably: this store
-// was found to be an older copy, say (correctness rule 18). Only Remove ends it.
-func (h *Host) Quarantine(id ident.ReplicaID, reason error) {
-	if r := h.byID(id); r != nil {
-		r.postLocal(localEvent{fn: func(*outbox) { r.quarantineForGood(reason) }})
-	}
-}
-
 // HandleFrame takes a raft frame from a peer: the transport's Handler.Frame.
 // The frame is owned by the callee. It never blocks on I/O.
 func (h *Host) HandleFrame(from transport.PeerInfo, frame []byte) error {
@@ -412,14 +398,23 @@ func (h *Host) SpaceAvailable() {
 	}
 }
 
-// onPressure is the raftlog's wish: these replicas pin its oldest files.
+// onPressure is the raftlog's wish: these replicas pin its oldest files. Their
+// snapshots under way hold no log for a while: raftlog.max_bytes is the cap on what
+// pins hold, and who received one may need another, which is then a small one.
 func (h *Host) onPressure(ids []ident.ReplicaID) {
 	for _, id := range ids {
 		if r := h.byID(id); r != nil {
+			r.postLocal(localEvent{fn: func(*outbox) {
+				r.rs.pressedUntil = time.Now().Add(pressureLasts)
+				r.trim()
+			}})
 			r.as.post(r, applyItem{fn: func() { r.checkpointNow("log pressure", nil) }})
 		}
 	}
 }
+
+// pressureLasts is how long a wish of the raftlog is heeded; it repeats it.
+const pressureLasts = 10 * time.Second
 
 func (h *Host) tickLoop() {
 	t := time.NewTicker(h.opt.HeartbeatInterval)

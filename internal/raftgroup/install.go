@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -40,6 +41,7 @@ type install struct {
 	blob     []byte
 	offer    snapshot.Offer
 	received int64
+	from     []snapshot.SourceBytes // of received
 	reused   int64
 	started  time.Time
 }
@@ -72,10 +74,10 @@ func (r *Replica) offered(o *outbox, it *item) {
 	case rc.staged != nil && rc.staged.index+1 >= msg.first:
 		r.retryStaged(o)
 	case rc.busy:
-		if c := rc.current; c != nil && c.offer.Index+1 >= msg.first && c.offer.Sources[0].Node != msg.offer.Sources[0].Node {
-			return // another leader, but what is on its way from the old one will do
-		}
 		rc.next = &msg
+		if c := rc.current; c != nil && c.offer.Index+1 >= msg.first && c.offer.Sources[0].Node != msg.offer.Sources[0].Node {
+			return // another leader, but what is on its way from the old one will do, if it comes
+		}
 		rc.cancel()
 	default:
 		rc.staged = nil
@@ -121,20 +123,14 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	if err != nil {
 		r.log.Warn("no donor directories", "err", err)
 	}
-	if h.opt.MoreDonors != nil {
-		donors = append(donors, h.opt.MoreDonors(r.spec.Key)...)
-	}
-	prio := snapshot.PriorityLearner
-	switch {
-	case r.spec.Group == ident.MetaGroup:
-		prio = snapshot.PriorityMeta
-	case r.spec.Priority:
-		prio = snapshot.PriorityCoordinator
-	case voter:
-		prio = snapshot.PriorityVoter
+	var more []snapshot.ChunkSource
+	if src := r.archive(ctx); src != nil {
+		defer src.Close()
+		more = append(more, src)
 	}
 	staged, err := h.opt.Receiver.Fetch(ctx, offer, snapshot.FetchOptions{
-		Base: r.base, Live: gen, Next: gen + 1, Donors: donors, Reserve: h.opt.DiskReserve, Priority: prio,
+		Base: r.base, Live: gen, Next: gen + 1, Donors: donors, Reserve: h.opt.DiskReserve,
+		Priority: r.priority(voter, offer), Node: h.opt.Node, More: more,
 	}, h.opt.Sender)
 	if err != nil {
 		return nil, err
@@ -155,7 +151,7 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	}
 	return &install{
 		index: ck.Point.Index, term: ck.Point.Term, gen: staged.Generation, mem: mem, dir: staged.Dir, blob: blob,
-		offer: offer, received: staged.BytesReceived, reused: staged.BytesReused, started: started,
+		offer: offer, received: staged.BytesReceived, from: staged.From, reused: staged.BytesReused, started: started,
 	}, nil
 }
 
@@ -191,9 +187,18 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 	r.count.received.Add(uint64(inst.received))
 	r.count.reused.Add(uint64(inst.reused))
 	r.log.Info("Received snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-		"index", inst.index, "term", inst.term, "bytes", inst.received, "reused", inst.reused, "took", time.Since(inst.started))
+		"index", inst.index, "term", inst.term, "bytes", inst.received, "reused", inst.reused, "from", fromText(inst.from), "took", time.Since(inst.started))
 	rc.staged = inst
 	r.retryStaged(o)
+}
+
+// fromText lists sources and what each gave: "node 2: 1048576, node 1: 300".
+func fromText(from []snapshot.SourceBytes) string {
+	parts := make([]string, 0, len(from))
+	for _, s := range from {
+		parts = append(parts, fmt.Sprintf("%s: %d", s.Source, s.Bytes))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // retryStaged gives a staged snapshot to raft, as from the current leader in
@@ -235,6 +240,7 @@ func (r *Replica) installDurable(inst *install) {
 	rs := &r.rs
 	invariant.Point("raftgroup.install.durable")
 	rs.gen = inst.gen
+	r.liveGen.Store(rs.gen)
 	rs.ckpt = &checkpoint{index: inst.index, term: inst.term, mem: inst.mem, gen: inst.gen}
 	rs.lastConf = 0 // the snapshot's configuration is exact at its index
 	r.snapIndex.Store(uint64(inst.index))
@@ -257,6 +263,7 @@ func (r *Replica) installState(inst *install) bool {
 		r.failApply(fmt.Errorf("install at index %d: %w", inst.index, err))
 		return true
 	}
+	invariant.Point("raftgroup.install.switched")
 	a.index, a.term, a.mem, a.gen, a.dir = inst.index, inst.term, inst.mem, inst.gen, inst.dir
 	a.ckpt.index, a.ckpt.has, a.ckpt.bytes = inst.index, true, 0
 	r.applied.Store(uint64(inst.index))

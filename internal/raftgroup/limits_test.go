@@ -348,7 +348,7 @@ func TestLostOfferIsMadeAgain(t *testing.T) {
 			lost++
 			return true
 		})
-		back.host.StartAll()
+		startAll(back.host)
 		c.converge(100)
 		if lost != 1 {
 			t.Fatal("no offer was lost: this proved nothing")

@@ -119,9 +119,11 @@ func (r *Replica) pinned(o *outbox, to ident.ReplicaID, seq uint64, p *snapshot.
 	node := r.nodeOf(uint64(to))
 	f := o.frame(node, transport.Control)
 	body := offerMsg{first: rs.st.first, offer: p.Offer(r.h.opt.Node)}
+	body.offer.Peers = r.peersFor(to, p.Point.Index)
 	f.offer(r.spec.Group, r.spec.Replica, to, rs.hs.Term, body.encode())
 	f.sent = append(f.sent, dropNote{r: r, to: uint64(to), offer: true})
-	r.log.Info("offered snapshot", "peer", node, "index", p.Point.Index, "term", p.Point.Term, "bytes", p.Bytes)
+	r.log.Info("offered snapshot", "peer", node, "index", p.Point.Index, "term", p.Point.Term, "bytes", p.Bytes,
+		"peers", len(body.offer.Peers))
 }
 
 // transferStatus is a receiver's word about the transfer.

@@ -144,6 +144,7 @@ func (r *Replica) load(c raftlog.Creation) (err error) {
 	if in := rs.view.Install(); in != nil {
 		rs.gen = in.Generation
 	}
+	r.liveGen.Store(rs.gen)
 	if err := r.openState(c); err != nil {
 		return err
 	}

@@ -45,7 +45,9 @@ type Replica struct {
 	applied atomic.Uint64
 	// snapIndex is the current checkpoint's index, 0 if there is none. The raft worker moves it.
 	snapIndex atomic.Uint64
-	serving   atomic.Bool
+	// liveGen is the live generation. The raft worker moves it.
+	liveGen atomic.Uint64
+	serving atomic.Bool
 	// fence: entries at or below it belong to an installed snapshot and are not
 	// applied, yet their responses are delivered (rule 10). The raft worker moves it.
 	fence atomic.Uint64
@@ -114,7 +116,9 @@ type raftSide struct {
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time
-	dirty     bool // status wants refreshing
+	// pressedUntil: the raftlog needs room; until then pins hold no log.
+	pressedUntil time.Time
+	dirty        bool // status wants refreshing
 }
 
 // leadership as Events.LeaderChanged tells it.

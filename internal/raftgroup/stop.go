@@ -19,6 +19,7 @@ func (h *Host) Stop(ctx context.Context) error {
 	}
 	h.stopping = true
 	h.mu.Unlock()
+	h.opt.Server.SetFinder(nil)
 	h.handOver(ctx)
 	h.lastCheckpoints(ctx)
 	all := h.Replicas()

@@ -32,16 +32,21 @@
 // Offering it (leader), when raft wants a snapshot sent:
 //
 //	pin, err := server.Pin(group, replica, snapshot.GenDir(base, 7), toNode)
-//	msg := pin.Offer(myNode).Append(nil)               // travels to the follower
+//	offer := pin.Offer(myNode)
+//	offer.Peers = caughtUp                             // nodes that have the same bytes
+//	msg := offer.Append(nil)                           // travels to the follower
 //	server.Unpin(pin.ID)                               // transfer over, either way
 //	server.Live(group)                                 // for TrimTo
 //	server.Handle(ctx, method, req)                    // every transport call "snapshot.*"
+//	server.Sent(method, reply)                         // optional: the reply is written
+//	server.SetFinder(find)                             // as a peer: where a group's checkpoint lies
 //
 // Fetching it (follower), on a goroutine of its own:
 //
 //	offer, err := snapshot.DecodeOffer(msg)
 //	staged, err := receiver.Fetch(ctx, offer, snapshot.FetchOptions{
-//		Base: base, Live: 7, Next: 8, Donors: donors, Reserve: reserve, Priority: snapshot.PriorityVoter}, source)
+//		Base: base, Live: 7, Next: 8, Donors: donors, Reserve: reserve, Priority: snapshot.PriorityVoter,
+//		More: []snapshot.ChunkSource{archive}}, source)
 //	ck, blob, err := snapshot.Read(fs, staged.Dir)     // staged.Dir is base/g8
 //	// step MsgSnap; one raftlog Install record with generation 8; switch; then
 //	receiver.Done(ctx, offer, source)                  // the source drops its pin
@@ -70,13 +75,28 @@
 // leaves the old file, whose data files are still there because rule 12 unlinks
 // only after Write returned.
 //
-// Generation: nothing is named g<Next> before each of its files is synced, read
-// back, hashed and the staging directory synced; then one rename and one sync
-// of base. Nothing refers to g<Next> before the raftlog does.
+// Generation: nothing is named g<Next> before each of its files is synced and read
+// back and the staging directory synced; then one rename and one sync of base.
+// Nothing refers to g<Next> before the raftlog does. Reading back compares what
+// this Fetch hashed and then wrote with its CRC-32C of that moment, and hashes
+// everything else: what is reused is hashed after the sync (correctness rule 13).
 //
 // Resume: what is in staging is hashed again and what matches the (possibly
 // new) manifest is kept. There is no journal that could disagree with the bytes.
-// Part files are synced every few MiB, so a power loss costs at most those.
+// Part files are handed to the kernel every 4 MiB and synced every 32 MiB, so a power
+// loss costs at most those of the files at work, a kill what was under way.
+//
+// # From whom
+//
+// What a snapshot is, only the offer's source says: it lists names and sizes at
+// once and hands out hashes as it computes them, so that the first file is fetched while
+// the next is hashed. The bytes come from whoever has them: first the ChunkSources
+// that the caller names (the object store), then the peers of the offer, where the
+// receiver opens a pin of its own on whatever checkpoint the peer has (segments roll
+// alike, so name and chunk match by hash, and a shorter tail lacks chunks), then the
+// offer's source. None of the former is needed: one that fails, hangs or has no slot
+// rests for 5 s, doubled each time, one that gave wrong bytes is not asked again, and
+// each says so in one line.
 //
 // # What is fetched
 //
@@ -85,14 +105,24 @@
 // checkpoint lies, the beginning is kept: the source hashes prefixes of the
 // chunk, at most 8 a question, the longest that is here too is copied, the rest is fetched,
 // and the manifest's hash of the chunk judges the two together before anything
-// is written. A source that does not answer is asked for whole chunks. So a file
+// is written. The rest of a chunk comes from a peer or the source, since an object
+// store has whole chunks. A source that does not answer is asked for whole chunks. So a file
 // that only grew costs what it grew by and a few hundred bytes.
 //
 // # Memory
 //
 // A transfer holds 1 MiB a call in flight (Parallel, 4) twice, one hashing
 // buffer, and the manifest: 32 bytes for each MiB of state. The source holds
-// the replies in flight, 64 KiB a prefix request, and the manifest. Blobs are streamed when written.
+// the replies in flight, 64 KiB a prefix request, and the manifest. Replies' memory is
+// used again where the transport says when. Blobs are streamed when written.
+//
+// # What a pin costs
+//
+// A pin keeps files open, at most MaxPins and MaxPinnedFiles, and holds the log behind
+// its snapshot. It ends by silence for PinExpiry, by a rate below MinBytesPerSecond and by
+// reading more than twice the snapshot. What all pins hold of the log is capped by
+// raftlog.max_bytes: under the log's pressure the owner trims past them. A pin that a
+// receiver opened at a peer holds no log, and ends when the same node opens another.
 //
 // # Non-goals
 //

@@ -15,7 +15,7 @@ var (
 	ErrNoSpace = errors.New("not enough disk space")
 	// ErrPinGone says that the source does not hold the snapshot any more.
 	ErrPinGone = errors.New("snapshot is no longer pinned")
-	// ErrTooManyPins says that the Server's cap on pins, files or bytes is reached.
+	// ErrTooManyPins says that the Server's cap on pins or files is reached.
 	ErrTooManyPins = errors.New("too many pinned snapshots")
 	// ErrStalled says that a transfer made no progress for ProgressTimeout.
 	ErrStalled = errors.New("no progress")

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -47,7 +46,9 @@ type transfer struct {
 	ask         atomic.Int64
 	lastContact atomic.Int64  // Unix nanoseconds of the last call to a source
 	sources     []sourceState // as offer.Sources
+	others      []*other      // first opt.More, then the offer's peers
 	jobs        chan job      // from the planner to the workers
+	hashing     sync.WaitGroup
 	// The planner's own.
 	open  []*stagedFile
 	space map[string]int64            // disk space reserved for each file of the manifest
@@ -56,11 +57,13 @@ type transfer struct {
 	mu                            sync.Mutex
 	state                         string
 	total, done, reused, received int64
+	from                          ledger // of received
 	meter                         meter
 }
 
 // sourceState is what the calls have learned of a source.
 type sourceState struct {
+	name string
 	gone atomic.Bool   // the pin is not there any more
 	seen atomic.Uint64 // progress counter of its last wait reply
 	// prefixFailures counts how often it did not answer MethodPrefixHash.
@@ -83,6 +86,16 @@ func newTransfer(ctx context.Context, r *Receiver, offer Offer, opt FetchOptions
 		kept:    make(map[string]map[string]int64),
 		state:   StateQueued,
 		total:   offer.Bytes,
+	}
+	for i, s := range offer.Sources {
+		t.sources[i].name = "node " + s.Node.String()
+	}
+	for _, src := range opt.More {
+		t.others = append(t.others, &other{ChunkSource: src})
+	}
+	for _, node := range offer.Peers {
+		req := openRequest{group: offer.Group, index: offer.Index, node: opt.Node}
+		t.others = append(t.others, &other{ChunkSource: newPeerSource(src, node, req)})
 	}
 	t.ctx, t.cancel = context.WithCancelCause(ctx)
 	t.ask.Store(firstAsk)
@@ -110,11 +123,13 @@ func (t *transfer) run() (*Staged, error) {
 	defer t.watchdog.Stop()
 
 	t.setState(StateManifest)
-	man, id, err := t.fetchManifest()
+	defer t.hashing.Wait()
+	defer t.cancel(nil) // ends what is behind
+	l, err := t.fetchListing()
 	if err != nil {
 		return nil, t.explain(err)
 	}
-	ck, err := t.fetchFiles(man)
+	ck, err := t.fetchFiles(l)
 	if err != nil {
 		return nil, t.explain(err)
 	}
@@ -124,8 +139,8 @@ func (t *transfer) run() (*Staged, error) {
 	}
 	s := t.status()
 	return &Staged{
-		Dir: GenDir(t.opt.Base, t.opt.Next), Generation: t.opt.Next, Checkpoint: *ck, Manifest: id,
-		Files: len(man.Files), BytesReceived: t.receivedBytes(), BytesReused: s.BytesReused, Took: time.Since(t.started),
+		Dir: GenDir(t.opt.Base, t.opt.Next), Generation: t.opt.Next, Checkpoint: *ck, Manifest: sha256.Sum256(l.man.Append(nil)),
+		Files: len(l.man.Files), BytesReceived: s.BytesReceived, From: s.From, BytesReused: s.BytesReused, Took: time.Since(t.started),
 	}, nil
 }
 
@@ -189,52 +204,46 @@ func (t *transfer) nextSource(i int) int {
 	return -1
 }
 
-// call sends a request to source i, with its pin.
-func (t *transfer) call(i int, method string, req request) ([]byte, error) {
+// call sends a request to source i, with its pin. The answer may be in reply.
+func (t *transfer) call(i int, method string, req request, reply []byte) ([]byte, error) {
 	req.pin = t.offer.Sources[i].Pin
-	return t.exchange(i, method, req.encode(), t.r.opt.ProgressTimeout)
+	return t.exchange(i, method, req.encode(), reply, t.r.opt.ProgressTimeout)
 }
 
 // exchange sends an encoded request to source i until it is answered with
 // something else than wait, and returns the body of an ok reply. Each try may
 // take timeout.
-func (t *transfer) exchange(i int, method string, enc []byte, timeout time.Duration) ([]byte, error) {
+func (t *transfer) exchange(i int, method string, enc, reply []byte, timeout time.Duration) ([]byte, error) {
 	s := t.offer.Sources[i]
 	for {
 		start := time.Now()
 		t.lastContact.Store(start.UnixNano())
 		ctx, cancel := context.WithTimeout(t.ctx, timeout)
-		b, err := t.src.Call(ctx, s.Node, method, enc)
+		b, err := callInto(ctx, t.src, s.Node, method, enc, reply)
 		late := ctx.Err() // whatever a network makes of it
 		cancel()
 		if err != nil {
 			err = errors.Join(late, err)
-			return nil, fmt.Errorf("%s at node %d: %w", method, s.Node, err)
+			return nil, fmt.Errorf("%s at %s: %w", method, t.sources[i].name, err)
 		}
-		if len(b) == 0 {
-			return nil, fmt.Errorf("%s at node %d: %w: empty reply", method, s.Node, ErrCorrupt)
-		}
-		switch status(b[0]) {
-		case statusOK:
+		b, err = replyBody(b, method, t.sources[i].name)
+		var wait *waitError
+		switch {
+		case err == nil:
 			t.progress()
-			return b[1:], nil
-		case statusWait:
-			if len(b) != 9 {
-				return nil, fmt.Errorf("%s at node %d: %w: wait reply of %d bytes", method, s.Node, ErrCorrupt, len(b))
-			}
-			if n := binary.BigEndian.Uint64(b[1:]); t.sources[i].seen.Swap(n) != n {
+			return b, nil
+		case errors.As(err, &wait):
+			if t.sources[i].seen.Swap(wait.progress) != wait.progress {
 				t.progress()
 			}
 			if err := t.pause(leastPause - time.Since(start)); err != nil {
 				return nil, err
 			}
-		case statusGone:
+		case errors.Is(err, ErrPinGone):
 			t.sources[i].gone.Store(true)
-			return nil, fmt.Errorf("%s at node %d: %w: %.*s", method, s.Node, ErrPinGone, errorTextBytes, b[1:])
-		case statusError:
-			return nil, fmt.Errorf("%s at node %d: %w: %.*s", method, s.Node, ErrSource, errorTextBytes, b[1:])
+			return nil, err
 		default:
-			return nil, fmt.Errorf("%s at node %d: %w: reply status %d", method, s.Node, ErrCorrupt, b[0])
+			return nil, err
 		}
 	}
 }
@@ -256,11 +265,11 @@ func (t *transfer) pause(d time.Duration) error {
 
 // timedCall is call for a range of bytes: it asks for as much as comes back in
 // reasonable time.
-func (t *transfer) timedCall(i int, method string, req request) ([]byte, error) {
+func (t *transfer) timedCall(i int, method string, req request, reply []byte) ([]byte, error) {
 	ask := t.ask.Load()
 	req.length = int(min(int64(req.length), ask))
 	start := time.Now()
-	b, err := t.call(i, method, req)
+	b, err := t.call(i, method, req, reply)
 	switch took := time.Since(start); {
 	case err != nil && errors.Is(err, context.DeadlineExceeded):
 		t.ask.CompareAndSwap(ask, max(ask/4, leastAsk))
@@ -305,53 +314,29 @@ func (t *transfer) retry(try func(source int) error) error {
 	}
 }
 
-// fetchManifest gets the manifest page by page. All pages come from one
-// source: another replica's manifest names other bytes.
-func (t *transfer) fetchManifest() (*Manifest, ManifestID, error) {
-	var man *Manifest
-	var id ManifestID
-	err := t.retry(func(source int) error {
-		enc, whole, err := t.manifestPages(source)
-		if err != nil {
-			return err
-		}
-		if sha256.Sum256(enc) != [sha256.Size]byte(whole) {
-			return fmt.Errorf("manifest from node %d: %w: its hash is not its id", t.offer.Sources[source].Node, ErrCorrupt)
-		}
-		man, err = DecodeManifest(enc)
-		id = whole
-		return err
-	})
-	return man, id, err
-}
-
-func (t *transfer) manifestPages(source int) (enc []byte, id ManifestID, err error) {
-	for {
-		b, err := t.timedCall(source, MethodManifest, request{offset: int64(len(enc)), length: ChunkBytes})
-		if err != nil {
-			return nil, id, err
-		}
-		p, err := decodeManifestPage(b)
-		if err != nil {
-			return nil, id, err
-		}
-		left := p.total - int64(len(enc))
-		if len(enc) > 0 && p.id != id || int64(len(p.data)) > left || len(p.data) == 0 {
-			return nil, id, fmt.Errorf("%w: manifest page at byte %d: %d bytes of %d left", ErrCorrupt, len(enc), len(p.data), left)
-		}
-		id = p.id
-		t.count(len(p.data))
-		enc = append(enc, p.data...)
-		if int64(len(enc)) == p.total {
-			return enc, id, nil
-		}
-	}
-}
-
 // fetchChunk returns chunk i of f, verified. The result may be buf, whose first
 // prefix bytes are taken to be right: reused says how many of them proved so,
 // all or none.
 func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
+	if prefix == 0 {
+		if chunk = t.fromOthers(f, i, buf); chunk != nil {
+			return chunk, 0, nil
+		}
+	} else if t.restFromPeers(f, i, buf, prefix) {
+		_, n := f.Range(i)
+		return buf[:n], prefix, nil
+	}
+	chunk, reused, err = t.fromOffer(f, i, buf, prefix)
+	if err != nil && prefix > 0 && t.ctx.Err() == nil {
+		if chunk = t.fromOthers(f, i, buf); chunk != nil {
+			return chunk, 0, nil
+		}
+	}
+	return chunk, reused, err
+}
+
+// fromOffer is fetchChunk from the offer's own sources.
+func (t *transfer) fromOffer(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
 	err = t.retry(func(source int) error {
 		b, err := t.readChunk(source, f, i, buf, prefix)
 		if err != nil {
@@ -367,8 +352,8 @@ func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (c
 		}
 		if !slices.Equal(sum[:], f.Hash(i)) {
 			off, n := f.Range(i)
-			return fmt.Errorf("file %s bytes %d to %d from node %d: %w: hash differs from the manifest's",
-				f.Name, off, off+int64(n), t.offer.Sources[source].Node, ErrCorrupt)
+			return fmt.Errorf("file %s bytes %d to %d from %s: %w: hash differs from the manifest's",
+				f.Name, off, off+int64(n), t.sources[source].name, ErrCorrupt)
 		}
 		chunk, reused = b, prefix
 		return nil
@@ -380,30 +365,30 @@ func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (c
 // are in buf.
 func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got int) ([]byte, error) {
 	off, n := f.Range(i)
+	reply := replyBufs.Get().(*replyBuf)
+	defer replyBufs.Put(reply)
 	for got < n {
-		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name})
+		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name}, reply[:])
 		if err != nil {
 			return nil, err
 		}
 		if len(b) == 0 || len(b) > n-got {
-			return nil, fmt.Errorf("file %s byte %d from node %d: %w: reply of %d bytes, asked for %d",
-				f.Name, off+int64(got), t.offer.Sources[source].Node, ErrCorrupt, len(b), n-got)
+			return nil, fmt.Errorf("file %s byte %d from %s: %w: reply of %d bytes, asked for %d",
+				f.Name, off+int64(got), t.sources[source].name, ErrCorrupt, len(b), n-got)
 		}
-		t.count(len(b))
-		if len(b) == n {
-			return b, nil
-		}
+		t.count(len(b), t.sources[source].name)
 		got += copy(buf[got:n], b)
 	}
 	return buf[:n], nil
 }
 
 // count books n bytes that came over the network.
-func (t *transfer) count(n int) {
-	t.r.bytesReceived.Add(int64(n))
+func (t *transfer) count(n int, source string) {
+	t.r.received(source, int64(n))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.received += int64(n)
+	t.from.add(source, int64(n))
 	t.meter.add(time.Now(), int64(n))
 }
 
@@ -424,12 +409,6 @@ func (t *transfer) setState(s string) {
 	t.state = s
 }
 
-func (t *transfer) receivedBytes() int64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.received
-}
-
 func (t *transfer) status() Transfer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -437,7 +416,7 @@ func (t *transfer) status() Transfer {
 		Group: t.offer.Group, Direction: Incoming, State: t.state,
 		Peer: t.offer.Sources[0].Node, Pin: t.offer.Sources[0].Pin,
 		Index: t.offer.Index, Term: t.offer.Term,
-		BytesDone: t.done, BytesTotal: t.total, BytesReused: t.reused, Rate: t.meter.rate(time.Now()),
+		BytesDone: t.done, BytesTotal: t.total, BytesReused: t.reused, BytesReceived: t.received, From: slices.Clone(t.from), Rate: t.meter.rate(time.Now()),
 		Started: t.started, Attempts: t.attempts,
 	}
 }

@@ -99,7 +99,11 @@ func RemoveOthers(fs vfs.FS, base string, keep uint64) error {
 		return nil
 	}
 	invariant.Point("snapshot.generation.removed")
-	return vfs.SyncDir(fs, base)
+	if err := vfs.SyncDir(fs, base); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.generation.gone")
+	return nil
 }
 
 func checkKept(fs vfs.FS, base string, gs []Generation, keep uint64) error {
@@ -137,6 +141,7 @@ func DiscardStaging(fs vfs.FS, base string, live uint64) error {
 		if !g.Staging && g.N <= live {
 			continue
 		}
+		invariant.Point("snapshot.staging.discard")
 		if err := fs.RemoveAll(g.Dir); err != nil {
 			return fmt.Errorf("discard %s: %w", g.Dir, err)
 		}
@@ -145,7 +150,11 @@ func DiscardStaging(fs vfs.FS, base string, live uint64) error {
 	if !changed {
 		return nil
 	}
-	return vfs.SyncDir(fs, base)
+	if err := vfs.SyncDir(fs, base); err != nil {
+		return err
+	}
+	invariant.Point("snapshot.staging.discarded")
+	return nil
 }
 
 // Donors lists complete generation directories that other replicas of the group

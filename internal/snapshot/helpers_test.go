@@ -135,6 +135,7 @@ type rig struct {
 	ck     Checkpoint
 	blob   []byte
 	opt    FetchOptions
+	peers  []ident.NodeID // named in the offer
 }
 
 const (
@@ -161,7 +162,11 @@ func (g *rig) newReceiver(opt ReceiverOptions) {
 	g.recv = NewReceiver(opt)
 }
 
-func (g *rig) offer() Offer { return g.pin.Offer(sourceNode) }
+func (g *rig) offer() Offer {
+	o := g.pin.Offer(sourceNode)
+	o.Peers = g.peers
+	return o
+}
 
 func (g *rig) fetch() (*Staged, error) {
 	return g.recv.Fetch(g.t.Context(), g.offer(), g.opt, g.wire)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"chronik/internal/ident"
 	"chronik/internal/vfs"
@@ -47,13 +48,13 @@ func hookEvery(method string, f func()) hook {
 // A source that stops answering is noticed by lack of progress; the next Fetch
 // goes on where this one stopped.
 func TestSourceHangs(t *testing.T) {
-	for _, method := range []string{MethodManifest, MethodChunk} {
+	for _, method := range []string{MethodFiles, MethodHashes, MethodChunk} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newRig(t, threeFiles(), threeNames...)
 			g.newReceiver(ReceiverOptions{Parallel: 1})
 			var n atomic.Int64
 			g.wire.hook = func(ctx context.Context, _ ident.NodeID, m string, _ []byte, next func() ([]byte, error)) ([]byte, error) {
-				if m == method && (method == MethodManifest || n.Add(1) > 6) {
+				if m == method && (method != MethodChunk || n.Add(1) > 9) {
 					<-ctx.Done()
 					return nil, ctx.Err()
 				}
@@ -213,6 +214,9 @@ func TestSourceSendsWrongManifest(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newRig(t, threeFiles(), threeNames...)
 				g.wire.hook = func(_ context.Context, _ ident.NodeID, m string, _ []byte, next func() ([]byte, error)) ([]byte, error) {
+					if m == MethodFiles {
+						return nil, errors.New("unknown method") // of the version before
+					}
 					b, err := next()
 					if m == MethodManifest {
 						p := must(decodeManifestPage(b[1:]))
@@ -229,6 +233,92 @@ func TestSourceSendsWrongManifest(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A source that lists wrong files or gives wrong hashes costs an error, never a
+// generation; one that lists them once is asked for the whole manifest.
+func TestSourceListsWrongFiles(t *testing.T) {
+	listed := func(f func(p *openedPin)) func(b []byte) []byte {
+		return func(b []byte) []byte {
+			p := must(decodeOpenedPin(b[1:]))
+			f(&p)
+			return p.encode()
+		}
+	}
+	for name, c := range map[string]struct {
+		method string
+		change func(b []byte) []byte
+		want   error // nil: the manifest helps
+	}{
+		"no checkpoint":  {MethodFiles, listed(func(p *openedPin) { p.files = p.files[1:] }), nil},
+		"no files":       {MethodFiles, listed(func(p *openedPin) { p.files = nil }), nil},
+		"twice":          {MethodFiles, listed(func(p *openedPin) { p.files[2].Name = p.files[1].Name }), nil},
+		"escaping name":  {MethodFiles, listed(func(p *openedPin) { p.files[1].Name = "../0.log" }), nil},
+		"huge":           {MethodFiles, listed(func(p *openedPin) { p.files[1].Size = maxFileBytes }), nil},
+		"cut":            {MethodFiles, func(b []byte) []byte { return b[:len(b)-1] }, nil},
+		"file left out":  {MethodFiles, listed(func(p *openedPin) { p.files = p.files[:2] }), ErrMismatch},
+		"other size":     {MethodFiles, listed(func(p *openedPin) { p.files[1].Size-- }), ErrMismatch},
+		"other name":     {MethodFiles, listed(func(p *openedPin) { p.files[1].Name = "other" }), ErrMismatch},
+		"other hash":     {MethodHashes, func(b []byte) []byte { return flip(b, 1) }, ErrCorrupt},
+		"no hash":        {MethodHashes, func(b []byte) []byte { return b[:1] }, ErrCorrupt},
+		"half a hash":    {MethodHashes, func(b []byte) []byte { return b[:17] }, ErrCorrupt},
+		"too many":       {MethodHashes, func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, 1<<20)...) }, ErrCorrupt},
+		"status":         {MethodHashes, func([]byte) []byte { return []byte{7} }, ErrCorrupt},
+		"refuses":        {MethodHashes, func([]byte) []byte { return textReply(statusError, "no") }, ErrSource},
+		"lost the pin":   {MethodHashes, func([]byte) []byte { return textReply(statusGone, "no") }, ErrPinGone},
+		"waits, garbled": {MethodFiles, func([]byte) []byte { return []byte{byte(statusWait)} }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newRig(t, threeFiles(), threeNames...)
+				g.wire.hook = func(_ context.Context, _ ident.NodeID, m string, _ []byte, next func() ([]byte, error)) ([]byte, error) {
+					b, err := next()
+					if m == c.method {
+						b = c.change(b)
+					}
+					return b, err
+				}
+				got, err := g.fetch()
+				if !errors.Is(err, c.want) {
+					t.Fatal(err)
+				}
+				if c.want == nil {
+					g.check(g.fs, got.Dir)
+				} else if _, err := g.fs.Stat(GenDir(sinkDir, 2)); err == nil {
+					t.Fatal("generation was made")
+				}
+				g.idle()
+			})
+		})
+	}
+}
+
+// The first file is fetched while the source still hashes the others.
+func TestFetchBeginsBeforeAllIsHashed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, threeFiles(), threeNames...)
+		src := &slowReads{FS: g.srcFS, dir: srcDir + "/2.log", d: time.Minute}
+		s := NewServer(ServerOptions{FS: src})
+		defer func() { noErr(t, s.Close()) }()
+		g.wire.servers[sourceNode] = s
+		g.pin = must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
+		start := time.Now()
+		var last time.Duration
+		g.wire.hook = func(_ context.Context, _ ident.NodeID, m string, req []byte, next func() ([]byte, error)) ([]byte, error) {
+			if m == MethodChunk && must(decodeRequest(req)).name == "1.log" {
+				last = time.Since(start) + 1
+			}
+			return next()
+		}
+		g.newReceiver(ReceiverOptions{Parallel: 1, ProgressTimeout: 5 * time.Minute})
+		got := must(g.fetch())
+		g.check(g.fs, got.Dir)
+		m, id, err := s.Manifest(t.Context(), g.pin.ID)
+		noErr(t, err)
+		if last > 30*time.Second || last == 0 || got.Manifest != id || len(m.Files) != got.Files {
+			t.Fatalf("1.log was fetched after %v; manifest %x, want %x", last, got.Manifest, id)
+		}
+	})
 }
 
 // A second source serves what the first cannot.
@@ -297,18 +387,19 @@ func TestSourceGone(t *testing.T) {
 // A broken disk at the source travels as a refusal.
 func TestSourceCannotRead(t *testing.T) {
 	g := newRig(t, threeFiles(), threeNames...)
-	f := must(g.srcFS.Create(srcDir+"/3.log", vfs.CategorySegment))
-	must(f.Write(noise(1, 100)))
-	noErr(t, f.Close())
-	g.files["3.log"] = noise(1, 100)
-	state(t, g.srcFS, srcDir, 200, nil, []DataFile{{"3.log", 100}})
-	pin := must(g.server.Pin(testGroup, testReplica, srcDir, sinkNode))
-	g.server.mu.Lock()
-	g.server.pins[pin.ID].files[1].size = 200 // as if the file had lost its tail
-	g.server.mu.Unlock()
+	fs := errorfs.Wrap(g.srcFS, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileReadAt && strings.HasSuffix(op.Path, "2.log") && op.Offset == 0 {
+			return errors.New("read 2.log at byte 0: input/output error")
+		}
+		return nil
+	}))
+	s := NewServer(ServerOptions{FS: fs})
+	defer func() { noErr(t, s.Close()) }()
+	g.wire.servers[sourceNode] = s
+	pin := must(s.Pin(testGroup, testReplica, srcDir, sinkNode))
 	_, err := g.recv.Fetch(t.Context(), pin.Offer(sourceNode), g.opt, g.wire)
 	wantErr(t, err, ErrSource)
-	if !strings.Contains(err.Error(), "3.log") || !strings.Contains(err.Error(), "byte") {
+	if !strings.Contains(err.Error(), "2.log") || !strings.Contains(err.Error(), "byte") {
 		t.Fatal(err)
 	}
 }

@@ -55,6 +55,7 @@ type servedPin struct {
 	asked    time.Time // last request
 	inflight int
 	ended    bool
+	opened   bool // by its receiver: the log behind it is not needed
 	started  time.Time
 	attempts int // 0: not told
 	meter    meter
@@ -77,6 +78,16 @@ func (p *servedPin) file(name string) *pinnedFile {
 // Pin opens the current checkpoint of a generation directory and all its
 // files, for node to. A checkpoint that is replaced meanwhile is no matter.
 func (s *Server) Pin(group ident.GroupID, replica ident.ReplicaID, dir string, to ident.NodeID) (*Pin, error) {
+	p, err := s.pin(group, replica, dir, to, false)
+	if err != nil {
+		return nil, err
+	}
+	out := p.Pin
+	return &out, nil
+}
+
+// pin is Pin; opened says that the receiver asked for it.
+func (s *Server) pin(group ident.GroupID, replica ident.ReplicaID, dir string, to ident.NodeID, opened bool) (*servedPin, error) {
 	const tries = 8
 	var p *servedPin
 	var err error
@@ -94,12 +105,14 @@ func (s *Server) Pin(group ident.GroupID, replica ident.ReplicaID, dir string, t
 	if err != nil {
 		return nil, fmt.Errorf("pin group %d in %s: %w", group, dir, err)
 	}
-	p.Replica, p.To = replica, to
+	p.Replica, p.To, p.opened = replica, to, opened
 	if err := s.admit(p); err != nil {
 		return nil, errors.Join(fmt.Errorf("pin group %d in %s: %w", group, dir, err), p.closeFiles())
 	}
-	out := p.Pin
-	return &out, nil
+	if opened {
+		s.endOpened(group, to, p.ID)
+	}
+	return p, nil
 }
 
 func openPin(fs vfs.FS, dir string) (_ *servedPin, err error) {
@@ -159,8 +172,6 @@ func (s *Server) admit(p *servedPin) error {
 		return fmt.Errorf("%w: %d pins", ErrTooManyPins, len(s.pins))
 	case len(s.pins) > 0 && s.files+len(p.files) > s.opt.MaxPinnedFiles:
 		return fmt.Errorf("%w: %d files open", ErrTooManyPins, s.files)
-	case len(s.pins) > 0 && s.opt.MaxPinnedBytes > 0 && s.bytes+p.Bytes > s.opt.MaxPinnedBytes:
-		return fmt.Errorf("%w: %d bytes pinned", ErrTooManyPins, s.bytes)
 	}
 	for p.ID == 0 || s.pins[p.ID] != nil {
 		var b [8]byte
@@ -186,8 +197,8 @@ func (s *Server) Unpin(id uint64) {
 		files = s.endLocked(p)
 	}
 	s.mu.Unlock()
-	if p != nil {
-		s.afterEnd(p, files)
+	if files {
+		s.closePinFiles(p)
 	}
 }
 
@@ -213,15 +224,6 @@ func (s *Server) endLocked(p *servedPin) bool {
 		s.timer = nil
 	}
 	return p.inflight == 0
-}
-
-func (s *Server) afterEnd(p *servedPin, files bool) {
-	if files {
-		s.closePinFiles(p)
-	}
-	if s.opt.OnPinEnd != nil {
-		s.opt.OnPinEnd(p.Group)
-	}
 }
 
 func (s *Server) closePinFiles(p *servedPin) {
@@ -299,7 +301,9 @@ func (s *Server) expire() {
 		s.pinsLapsed.Add(1)
 		s.opt.Logger.Warn("Expired snapshot pin", "group", o.p.Group, "peer", o.p.To,
 			"index", o.p.Point.Index, "bytes", o.served)
-		s.afterEnd(o.p, o.files)
+		if o.files {
+			s.closePinFiles(o.p)
+		}
 	}
 }
 
@@ -328,6 +332,11 @@ func (s *Server) acquire(ctx context.Context, id uint64) *turn {
 			s.queue = append(s.queue, p)
 		}
 		s.grantLocked()
+		if p.opened && !p.slot { // its receiver has other sources and does not wait
+			s.queue = slices.DeleteFunc(s.queue, func(q *servedPin) bool { return q == p })
+			s.mu.Unlock()
+			return &turn{servedPin: p, waiting: true}
+		}
 	}
 	if p.slot {
 		defer s.mu.Unlock()

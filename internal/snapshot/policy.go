@@ -84,8 +84,8 @@ type TrimInput struct {
 	Followers []Follower
 	// HoldBytes is how much log an alive follower that lags may hold in all.
 	HoldBytes int64
-	// Pinned is the lowest index of a live pin; 0 is none (Server.Live).
-	Pinned ident.Index
+	// Pinned are the indexes of live pins (Server.Live).
+	Pinned []ident.Index
 	// Bytes is the size of the entries in (after, to]; it grows as after falls.
 	Bytes func(after, to ident.Index) int64
 }
@@ -110,10 +110,12 @@ func TrimTo(in TrimInput) ident.Index {
 			to = min(to, f.Match)
 		}
 	}
-	if in.Pinned > 0 {
-		to = min(to, in.Pinned)
+	for _, at := range in.Pinned {
+		if at >= none { // else what it held is gone, and so it holds nothing
+			to = min(to, at)
+		}
 	}
-	return max(to, none)
+	return to
 }
 
 // keepFrom is Snapshot less what is kept behind it.

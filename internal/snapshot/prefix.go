@@ -270,7 +270,7 @@ func (t *transfer) askPrefixes(j job, lengths []int) []byte {
 		return nil
 	}
 	req := prefixRequest{pin: t.offer.Sources[i].Pin, chunk: uint32(j.chunk), name: j.f.mf.Name, lengths: lengths}
-	b, err := t.exchange(i, MethodPrefixHash, req.encode(), t.r.opt.ProgressTimeout/prefixPatience)
+	b, err := t.exchange(i, MethodPrefixHash, req.encode(), nil, t.r.opt.ProgressTimeout/prefixPatience)
 	if err == nil && len(b) != len(lengths)*sha256.Size {
 		err = fmt.Errorf("%w: %d bytes of hashes for %d lengths", ErrCorrupt, len(b), len(lengths))
 	}
@@ -282,6 +282,6 @@ func (t *transfer) askPrefixes(j job, lengths []int) []byte {
 		}
 		return nil
 	}
-	t.count(len(b))
+	t.count(len(b), t.sources[i].name)
 	return b
 }

@@ -11,8 +11,11 @@ import (
 // Methods of Server.Handle, carried by the transport's Call.
 const (
 	MethodManifest   = "snapshot.manifest" // a range of the encoded manifest
+	MethodFiles      = "snapshot.files"    // names and sizes of the pin's files
+	MethodHashes     = "snapshot.hashes"   // hashes of a file's chunks, as far as they are known
 	MethodChunk      = "snapshot.chunk"    // a range of a file
 	MethodPrefixHash = "snapshot.prefix"   // hashes of a chunk's beginning
+	MethodOpen       = "snapshot.open"     // a pin of the receiver's own, on another node
 	MethodRenew      = "snapshot.renew"    // the receiver is alive: queued, or busy with its own disk
 	MethodDone       = "snapshot.done"     // the pin is not needed any more
 	// MethodPrefix starts every method.
@@ -20,14 +23,15 @@ const (
 )
 
 // A request is: 1 version, 8 pin, 8 offset, 4 length, 1 name length, name.
-// Fields that a method does not need are zero. MethodPrefixHash has its own,
-// prefixRequest.
+// MethodHashes counts offset and length in chunks. Fields that a method does not
+// need are zero. MethodPrefixHash and MethodOpen
+// have their own, prefixRequest and openRequest.
 //
 // A reply is one status byte and a body:
 //
 //	ok     manifest: 8 total, 32 ManifestID, the bytes; chunk: the bytes, at
 //	       least 1 and at most the length asked; prefix: 32 bytes for each length;
-//	       else empty
+//	       open, files: an openedPin; hashes: 32 bytes each, at least one; else empty
 //	wait   8 progress counter: ask again; it moves while the source works for this pin
 //	gone   text: the pin does not exist (any more)
 //	error  text
@@ -137,12 +141,17 @@ type Offer struct {
 	Files int
 	// Sources are asked in this order; the first gives the manifest.
 	Sources []OfferSource
+	// Peers are nodes that have caught up with the first source. They have no pin
+	// of the offered snapshot, a receiver opens one of its own (MethodOpen).
+	Peers []ident.NodeID
 }
 
+// maxSources bounds Sources and Peers together.
 const maxSources = 16
 
 // Append encodes o: 1 version, 8 group, 8 index, 8 term, 8 bytes, 4 files,
-// 1 number of sources; each 4 node, 8 pin.
+// 1 number of sources; each 4 node, 8 pin. Peers are sources whose pin is 0:
+// receivers that do not know of them find no such pin there and go on.
 func (o Offer) Append(dst []byte) []byte {
 	be := binary.BigEndian
 	dst = append(dst, reqVersion)
@@ -152,10 +161,15 @@ func (o Offer) Append(dst []byte) []byte {
 	dst = be.AppendUint64(dst, uint64(o.Bytes))
 	dst = be.AppendUint32(dst, uint32(o.Files))
 	sources := o.Sources[:min(len(o.Sources), maxSources)]
-	dst = append(dst, byte(len(sources)))
+	peers := o.Peers[:min(len(o.Peers), maxSources-len(sources))]
+	dst = append(dst, byte(len(sources)+len(peers)))
 	for _, s := range sources {
 		dst = be.AppendUint32(dst, uint32(s.Node))
 		dst = be.AppendUint64(dst, s.Pin)
+	}
+	for _, n := range peers {
+		dst = be.AppendUint32(dst, uint32(n))
+		dst = be.AppendUint64(dst, 0)
 	}
 	return dst
 }
@@ -185,10 +199,22 @@ func DecodeOffer(b []byte) (Offer, error) {
 			d.off -= 4
 			d.fail(fmt.Sprintf("node %d out of range", node))
 		}
-		o.Sources = append(o.Sources, OfferSource{Node: ident.NodeID(node), Pin: d.u64("pin")})
+		pin := d.u64("pin")
+		if d.err == nil && pin != 0 && len(o.Peers) > 0 {
+			d.off -= 8
+			d.fail("a source behind the peers")
+		}
 		if d.err != nil {
 			break
 		}
+		if pin == 0 {
+			o.Peers = append(o.Peers, ident.NodeID(node))
+		} else {
+			o.Sources = append(o.Sources, OfferSource{Node: ident.NodeID(node), Pin: pin})
+		}
+	}
+	if d.err == nil && len(o.Sources) == 0 {
+		d.fail("no source")
 	}
 	if err := d.end(); err != nil {
 		return Offer{}, fmt.Errorf("snapshot offer: %w", err)

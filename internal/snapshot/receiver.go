@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,26 @@ import (
 type Source interface {
 	Call(ctx context.Context, node ident.NodeID, method string, req []byte) ([]byte, error)
 }
+
+// intoSource is what a Source may be besides: the answer is in buf if cap(buf)
+// exceeds its length.
+type intoSource interface {
+	CallInto(ctx context.Context, node ident.NodeID, method string, req, buf []byte) ([]byte, error)
+}
+
+// callInto calls src, with the reply in buf if it fits and src can.
+func callInto(ctx context.Context, src Source, node ident.NodeID, method string, req, buf []byte) ([]byte, error) {
+	if s, ok := src.(intoSource); ok {
+		return s.CallInto(ctx, node, method, req, buf)
+	}
+	return src.Call(ctx, node, method, req)
+}
+
+// replyBuf holds a reply to MethodChunk: the transport's byte, the status and the chunk.
+type replyBuf [2 + ChunkBytes + 1]byte
+
+// replyBufs are those of Fetches, for a moment each.
+var replyBufs = sync.Pool{New: func() any { return new(replyBuf) }}
 
 // ReceiverOptions configures a Receiver. Zero fields take the defaults named here.
 type ReceiverOptions struct {
@@ -46,6 +67,12 @@ type FetchOptions struct {
 	Reserve int64
 	// Priority orders the wait for a slot.
 	Priority Priority
+	// Node is this node, for the status of those who serve it.
+	Node ident.NodeID
+	// More are asked for chunks first, in this order, before the offer's peers and
+	// its sources. They must return soon after their context ends; the caller
+	// closes them.
+	More []ChunkSource
 }
 
 // Staged is a complete generation: every file was synced, read back and
@@ -59,7 +86,9 @@ type Staged struct {
 	// BytesReceived came over the network in this Fetch; BytesReused were on this
 	// node already, an earlier Fetch's staging included.
 	BytesReceived, BytesReused int64
-	Took                       time.Duration
+	// From says where BytesReceived came from.
+	From []SourceBytes
+	Took time.Duration
 }
 
 // Receiver fetches offered snapshots. Safe for concurrent use.
@@ -67,9 +96,10 @@ type Receiver struct {
 	opt   ReceiverOptions
 	slots slots
 
-	bytesReceived, bytesReused, completed, failed atomic.Int64
+	bytesReused, completed, failed atomic.Int64
 
 	mu       sync.Mutex
+	from     ledger               // what came over the network
 	live     map[string]*transfer // by Base
 	attempts map[ident.GroupID]int
 	reserved int64 // bytes that running Fetches will still write
@@ -100,6 +130,7 @@ func NewReceiver(opt ReceiverOptions) *Receiver {
 // ReceiverStats are counters since start.
 type ReceiverStats struct {
 	BytesReceived, BytesReused int64
+	From                       []SourceBytes // of BytesReceived
 	Completed, Failed          int64
 	Live                       int // running or queued now
 }
@@ -108,10 +139,21 @@ type ReceiverStats struct {
 func (r *Receiver) Stats() ReceiverStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return ReceiverStats{
-		BytesReceived: r.bytesReceived.Load(), BytesReused: r.bytesReused.Load(),
+	st := ReceiverStats{
+		BytesReused: r.bytesReused.Load(), From: slices.Clone(r.from),
 		Completed: r.completed.Load(), Failed: r.failed.Load(), Live: len(r.live),
 	}
+	for _, s := range st.From {
+		st.BytesReceived += s.Bytes
+	}
+	return st
+}
+
+// received books n bytes that came from a source.
+func (r *Receiver) received(source string, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.from.add(source, n)
 }
 
 // Transfers lists the Fetches that run or queue.
@@ -172,6 +214,9 @@ func (r *Receiver) begin(ctx context.Context, offer Offer, opt FetchOptions, src
 
 func (r *Receiver) end(t *transfer, err error) {
 	t.cancel(nil)
+	for _, o := range t.others[len(t.opt.More):] {
+		o.Close()
+	}
 	if err == nil {
 		r.completed.Add(1)
 	} else {

@@ -2,11 +2,15 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
@@ -286,10 +290,60 @@ func TestFetchDiskFull(t *testing.T) {
 	}
 }
 
+// Whichever write finds the disk full, the refusal is clear, the live generation is
+// as it was, and with room again the next Fetch goes on from what is there.
+func TestFetchDiskFullAtEachStep(t *testing.T) {
+	files := tree{"0.log": noise(1, 3*mib/2), "1.log": noise(2, mib), "2.log": noise(3, mib/2)}
+	local := tree{"1.log": files["1.log"], "2.log": files["2.log"][:mib/4]}
+	refused := 0
+	for step := 0; ; step++ {
+		g := newRig(t, files, "0.log", "1.log", "2.log")
+		local.write(t, g.fs, GenDir(sinkDir, 1))
+		state(t, g.fs, GenDir(sinkDir, 1), 10, []byte("old"), local.list("1.log", "2.log"))
+		var mu sync.Mutex // the planner and the worker both write
+		n, hit := 0, ""
+		full := true
+		fs := errorfs.Wrap(g.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || !full {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if n++; n > step {
+				hit = fmt.Sprint(op.Kind, " ", op.Path)
+				return errNoSpaceForTest
+			}
+			return nil
+		}))
+		g.recv = NewReceiver(ReceiverOptions{FS: fs, Parallel: 1})
+		_, err := g.fetch()
+		if hit == "" {
+			noErr(t, err)
+			break // every step was tried
+		}
+		wantErr(t, err, ErrNoSpace)
+		refused++
+		g.idle()
+		if _, blob, err := Read(g.fs, GenDir(sinkDir, 1)); err != nil || string(blob) != "old" {
+			t.Fatalf("step %d, %s: the live generation: %q, %v", step, hit, blob, err)
+		}
+		for name, want := range local {
+			if b := must(vfs.ReadFile(g.fs, path.Join(GenDir(sinkDir, 1), name), 1<<30)); !bytes.Equal(b, want) {
+				t.Fatalf("step %d, %s: live %s changed", step, hit, name)
+			}
+		}
+		full = false
+		g.check(g.fs, must(g.fetch()).Dir)
+	}
+	if refused < 20 {
+		t.Fatalf("only %d steps", refused)
+	}
+}
+
 func TestFetchTwiceAtOnceIsRefused(t *testing.T) {
 	g := newRig(t, tree{"0.log": noise(1, 10)}, "0.log")
 	var inner, discard error
-	g.wire.hook = hookOnce(MethodManifest, func() {
+	g.wire.hook = hookOnce(MethodFiles, func() {
 		_, inner = g.fetch()
 		discard = g.recv.Discard(testGroup, sinkDir, 1)
 	})
@@ -357,6 +411,40 @@ func TestFetchReadsBack(t *testing.T) {
 	}
 	damage = false
 	g.check(g.fs, must(g.fetch()).Dir)
+}
+
+// What an earlier Fetch wrote is hashed after the sync: that it was right before
+// says nothing about what the disk has.
+func TestFetchHashesWhatAnEarlierOneWrote(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 5*mib)}, "0.log")
+	g.newReceiver(ReceiverOptions{Parallel: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	var n atomic.Int64
+	g.wire.hook = hookEvery(MethodChunk, func() {
+		if n.Add(1) == 11 {
+			cancel()
+		}
+	})
+	_, err := g.recv.Fetch(ctx, g.offer(), g.opt, g.wire)
+	wantErr(t, err, context.Canceled)
+	g.wire.hook = nil
+	damage := true
+	fs := errorfs.Wrap(g.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSync && strings.HasSuffix(op.Path, "0.log.part") && damage {
+			f := must(g.fs.OpenReadWrite(op.Path, vfs.CategorySnapshot))
+			must(f.WriteAt([]byte{1, 2, 3, 4}, 500)) // in the chunk that was kept
+			must(0, f.Close())
+		}
+		return nil
+	}))
+	g.recv = NewReceiver(ReceiverOptions{FS: fs})
+	_, err = g.fetch()
+	wantErr(t, err, ErrCorrupt)
+	damage = false
+	got := must(g.fetch())
+	if g.check(g.fs, got.Dir); got.BytesReused < 3*mib {
+		t.Fatalf("%+v", got)
+	}
 }
 
 func TestTransfersAreSeen(t *testing.T) {

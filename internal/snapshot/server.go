@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,14 +30,7 @@ type ServerOptions struct {
 	// MaxPins (1024) and MaxPinnedFiles (16384, each is an open file) are caps.
 	MaxPins        int
 	MaxPinnedFiles int
-	// MaxPinnedBytes caps what all pins together keep from being freed; 0 is no cap.
-	// One pin is always admitted.
-	MaxPinnedBytes int64
-	// OnPinEnd, if set, is called after a pin of the group has ended, however it
-	// did: the log may be trimmed further. It runs without locks held on whatever
-	// goroutine ended the pin, Unpin's caller included, and must not block.
-	OnPinEnd func(ident.GroupID)
-	Logger   *slog.Logger
+	Logger         *slog.Logger
 }
 
 const (
@@ -70,6 +64,7 @@ type Server struct {
 	slots  int          // free
 	files  int
 	bytes  int64
+	finder Finder
 	timer  *time.Timer // runs expire at the earliest deadline; nil without pins
 	closed bool
 }
@@ -125,21 +120,20 @@ func (s *Server) Stats() ServerStats {
 	}
 }
 
-// Live says how many pins of a group are live and the lowest index among them:
-// the raft log after it is still needed (TrimInput.Pinned).
-func (s *Server) Live(group ident.GroupID) (lowest ident.Index, n int) {
+// Live lists the indexes of a group's offered pins: the raft log after each is still
+// needed (TrimInput.Pinned). Pins that receivers opened on another node than the one
+// that offers hold files only.
+func (s *Server) Live(group ident.GroupID) []ident.Index {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var at []ident.Index
 	for _, p := range s.pins {
-		if p.Group != group {
-			continue
+		if p.Group == group && !p.opened {
+			at = append(at, p.Point.Index)
 		}
-		if n == 0 || p.Point.Index < lowest {
-			lowest = p.Point.Index
-		}
-		n++
 	}
-	return lowest, n
+	slices.Sort(at)
+	return at
 }
 
 // Transfers lists the pins that have been asked for bytes.
@@ -170,7 +164,14 @@ func (s *Server) Transfers() []Transfer {
 // with a pin travels inside the reply; the error is for calls that are no
 // requests at all.
 func (s *Server) Handle(ctx context.Context, method string, req []byte) ([]byte, error) {
-	if method == MethodPrefixHash {
+	switch method {
+	case MethodOpen:
+		r, err := decodeOpenRequest(req)
+		if err != nil {
+			return nil, err
+		}
+		return s.openReply(ctx, r), nil
+	case MethodPrefixHash:
 		r, err := decodePrefixRequest(req)
 		if err != nil {
 			return nil, err
@@ -184,6 +185,10 @@ func (s *Server) Handle(ctx context.Context, method string, req []byte) ([]byte,
 	switch method {
 	case MethodManifest:
 		return s.manifestReply(ctx, r), nil
+	case MethodFiles:
+		return s.filesReply(ctx, r), nil
+	case MethodHashes:
+		return s.hashesReply(ctx, r), nil
 	case MethodChunk:
 		return s.chunkReply(ctx, r), nil
 	case MethodRenew:
@@ -254,12 +259,27 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	if n < 0 {
 		return waitReply(s.worked.Load())
 	}
-	b := make([]byte, 1+n) // status OK is 0
+	b := chunkReplies.Get().(*chunkReplyBuf)[:1+n]
+	b[0] = byte(statusOK)
 	if err := readFullAt(f.f, b[1:], r.offset); err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
 	s.credit(p.servedPin, n)
 	return b
+}
+
+// chunkReplyBuf is a reply to MethodChunk: the status and the bytes.
+type chunkReplyBuf [1 + ChunkBytes]byte
+
+var chunkReplies = sync.Pool{New: func() any { return new(chunkReplyBuf) }}
+
+// Sent gives back a reply of Handle that the network needs no more, so that a
+// transfer does not make a megabyte of garbage with every chunk. Calling it is
+// optional, once for each reply.
+func (s *Server) Sent(method string, reply []byte) {
+	if method == MethodChunk && cap(reply) == len(chunkReplyBuf{}) {
+		chunkReplies.Put((*chunkReplyBuf)(reply[:cap(reply)]))
+	}
 }
 
 // throttle waits for the rate limit and returns how many of n bytes may be

@@ -36,6 +36,9 @@ type Transfer struct {
 	Term      ident.Term
 	// BytesDone of BytesTotal are in place; BytesReused of them were here already.
 	BytesDone, BytesTotal, BytesReused int64
+	// BytesReceived came over the network, From says from whom. Incoming only.
+	BytesReceived int64
+	From          []SourceBytes
 	// Rate is bytes a second over the network, lately.
 	Rate    float64
 	Started time.Time

@@ -24,6 +24,12 @@ const (
 
 // Call implements Sender.
 func (t *Transport) Call(ctx context.Context, node ident.NodeID, method string, req []byte) ([]byte, error) {
+	return t.CallInto(ctx, node, method, req, nil)
+}
+
+// CallInto is Call with the answer in buf if cap(buf) exceeds its length: who makes
+// many large calls need not have memory made for each.
+func (t *Transport) CallInto(ctx context.Context, node ident.NodeID, method string, req, buf []byte) ([]byte, error) {
 	if len(method) > 255 {
 		return nil, fmt.Errorf("call %.20q…: method name of %d bytes", method, len(method))
 	}
@@ -48,7 +54,7 @@ func (t *Transport) Call(ctx context.Context, node ident.NodeID, method string, 
 	if err != nil {
 		return fail(callError(ctx, err))
 	}
-	b := reply.take()
+	b := reply.takeInto(buf)
 	if len(b) == 0 || b[0] > answerError {
 		return fail(fmt.Errorf("%w: answer of %d bytes", errMessage, len(b)))
 	}
@@ -126,8 +132,24 @@ func (t *Transport) serveCall(ctx context.Context, decode func(any) error) (any,
 	if err != nil {
 		return answer(answerError, []byte(err.Error())), nil
 	}
-	return answer(answerOK, resp), nil
+	a := answer(answerOK, resp)
+	if r, ok := t.opt.Handler.(Recycler); ok {
+		a[1] = mem.NewBuffer(&resp, recycling{r, method})
+	}
+	return a, nil
 }
+
+// recycling gives a response back to the handler once it is written.
+type recycling struct {
+	to     Recycler
+	method string
+}
+
+// Get implements mem.BufferPool. Nobody takes buffers from here.
+func (recycling) Get(n int) *[]byte { b := make([]byte, n); return &b }
+
+// Put implements mem.BufferPool.
+func (r recycling) Put(b *[]byte) { r.to.Sent(r.method, *b) }
 
 // splitCall takes a request apart: a byte of length, the method, the request.
 func splitCall(b []byte) (method string, req []byte, ok bool) {

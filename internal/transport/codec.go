@@ -25,6 +25,18 @@ func (r *received) take() []byte {
 	return b
 }
 
+// takeInto is take into buf if the bytes fit there.
+func (r *received) takeInto(buf []byte) []byte {
+	n := r.data.Len()
+	if n > cap(buf) {
+		return r.take()
+	}
+	b := buf[:n]
+	r.data.CopyTo(b)
+	r.free()
+	return b
+}
+
 // Marshal implements encoding.CodecV2.
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	b, ok := v.(mem.BufferSlice)

@@ -108,6 +108,13 @@ type Handler interface {
 	PeerDown(node ident.NodeID)
 }
 
+// Recycler is what a Handler may implement besides Handler, to use a response's
+// memory again: Sent is called once a Call's response has been written or given up.
+// Short responses may be left out, and so may any over an in-memory Network.
+type Recycler interface {
+	Sent(method string, resp []byte)
+}
+
 // Sender is the sending half that Transport and the in-memory Network's nodes share.
 type Sender interface {
 	// Send queues one frame, the concatenation of bufs, which must not be

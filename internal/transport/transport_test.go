@@ -560,3 +560,58 @@ func TestCloseTwice(t *testing.T) {
 		a.t.Close()
 	}
 }
+
+// recycler is a host that hands out the same memory again once it is told to.
+type recycler struct {
+	*host
+	sent chan []byte
+}
+
+func (r recycler) Sent(_ string, resp []byte) { r.sent <- resp }
+
+// A large answer lies in the caller's memory, and the callee hears when its own is
+// free again: after it was written, once.
+func TestCallInto(t *testing.T) {
+	a, b := newHost(1), newHost(2)
+	r := recycler{b, make(chan []byte, 10)}
+	b.onCall = func(_ context.Context, _ PeerInfo, _ string, req []byte) ([]byte, error) {
+		if len(req) == 0 {
+			return nil, errors.New("refused")
+		}
+		return bytes.Repeat(req[:1], 1<<20), nil
+	}
+	l := listen(t, "127.0.0.1:0")
+	b.addr = l.Addr().String()
+	tb, err := New(Options{Node: 2, Listen: l, Handler: r, Logger: b.log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb.Start()
+	t.Cleanup(tb.Close)
+	a.start(t, nil, map[ident.NodeID]string{2: l.Addr().String()})
+	a.awaitEvents(t, "up 2")
+	buf := make([]byte, 1<<20+1)
+	for i := range 5 {
+		got, err := a.t.CallInto(t.Context(), 2, "m", []byte{byte(i)}, buf)
+		if err != nil || len(got) != 1<<20 || &got[0] != &buf[1] || bytes.Count(got, []byte{byte(i)}) != len(got) {
+			t.Fatalf("call %d: %d bytes, %v", i, len(got), err)
+		}
+		select {
+		case resp := <-r.sent:
+			if len(resp) != 1<<20 || resp[0] != byte(i) {
+				t.Fatalf("call %d: %d bytes of %d given back", i, len(resp), resp[0])
+			}
+		case <-time.After(patience):
+			t.Fatalf("call %d: the response was not given back", i)
+		}
+	}
+	small := make([]byte, 100)
+	got, err := a.t.CallInto(t.Context(), 2, "m", []byte{9}, small)
+	if err != nil || len(got) != 1<<20 || got[5] != 9 {
+		t.Fatalf("into too little: %d bytes, %v", len(got), err)
+	}
+	<-r.sent
+	if _, err := a.t.CallInto(t.Context(), 2, "m", nil, buf); !errors.Is(err, ErrRemote) || len(r.sent) != 0 {
+		t.Fatalf("%v, %d given back", err, len(r.sent))
+	}
+}

@@ -163,7 +163,9 @@ func (tr *trio) boot(net *transport.Network, i int) *host {
 	must(tr.t, err)
 	close(h.ready)
 	must(tr.t, h.host.OpenAll(func(raftgroup.Spec) raftgroup.OpenFunc { return raftgroup.OpenMemory }))
-	h.host.StartAll()
+	for _, r := range h.host.Replicas() {
+		h.host.Start(r.Group())
+	}
 	return h
 }
 

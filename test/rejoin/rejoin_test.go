@@ -6,8 +6,11 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -151,9 +154,46 @@ func TestRejoinEmptyDisk(t *testing.T) { story{size: 100, disk: "empty", first: 
 // TestRejoinReceivesOnlyMissingBytes holds the bytes received to those missing plus 1 MiB.
 func TestRejoinReceivesOnlyMissingBytes(t *testing.T) {
 	s := story{size: 1 << 20, disk: "intact", first: 150, away: 100}
-	_, after := s.run(t)
+	c, after := s.run(t)
 	missing := uint64(s.away) * uint64(s.size+200) // a batch's header and a record's framing
 	if limit := missing + 1<<20; after.SnapshotBytesReceived > limit {
 		t.Errorf("received %d bytes, want at most %d", after.SnapshotBytesReceived, limit)
 	}
+	// The third node has caught up with the leader and gives nearly all of them.
+	leader, _, err := c.Leader(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromLeader := receivedFrom(t, c.Node(3).Admin, leader)
+	fromOther := receivedFrom(t, c.Node(3).Admin, 3-leader)
+	t.Logf("node 3 received %.0f bytes from leader %d, %.0f from the other", fromLeader, leader, fromOther)
+	if fromLeader*20 > fromOther {
+		t.Errorf("%.0f bytes came from the leader, %.0f from the other: want less than 5 %%", fromLeader, fromOther)
+	}
+}
+
+// receivedFrom reads how many bytes of snapshots a node gave to the node at an admin address.
+func receivedFrom(t *testing.T, addr string, node int) float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := fmt.Sprintf(`chronik_snapshot_received_from_bytes_total{source="node %d"} `, node)
+	for line := range strings.Lines(string(b)) {
+		if text, ok := strings.CutPrefix(line, series); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no %s", series)
+	return 0
 }

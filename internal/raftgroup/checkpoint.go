@@ -90,6 +90,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 		a.ckpt.again = why
 		return
 	}
+	start := time.Now()
 	c, err := a.sm.Capture()
 	if err != nil {
 		r.failApply(fmt.Errorf("capture at index %d: %w", a.index, err))
@@ -97,13 +98,12 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 	}
 	job := &checkpointJob{
 		r: r, capture: c, dir: a.dir, bytes: a.ckpt.bytes,
-		at: checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen},
+		at: checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen}, why: why,
 	}
 	a.ckpt.busy = true
 	a.ckpt.bytes = 0
-	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-		"index", a.index, "term", a.term, "reason", why)
 	r.h.bg.run(job.run)
+	job.stall = time.Since(start)
 }
 
 // checkpointJob writes one capture.
@@ -113,15 +113,26 @@ type checkpointJob struct {
 	dir     string
 	bytes   int64
 	at      checkpoint
+	why     string
 	started time.Time
+	// stall is the apply worker's time for the capture. Only that worker touches it.
+	stall time.Duration
 }
 
 func (j *checkpointJob) run() {
 	j.started = time.Now()
-	r := j.r
+	r, t := j.r, &j.r.h.timing
+	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
+		"index", j.at.index, "term", j.at.term, "reason", j.why)
+	t.writing.Add(1)
 	r.bg.Lock()
 	info, syncErr, err := j.write()
 	r.bg.Unlock()
+	t.writing.Add(-1)
+	if err == nil {
+		t.created.observe(time.Since(j.started))
+		t.createdBytes.Add(uint64(info.FileBytes))
+	}
 	j.capture.Release()
 	r.as.post(r, applyItem{fn: func() { r.checkpointDone(j, info, syncErr, err) }})
 }
@@ -155,6 +166,7 @@ func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {
 
 // checkpointDone runs on the apply worker after the job.
 func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, syncErr, err error) {
+	start := time.Now()
 	a := &r.as
 	a.ckpt.busy = false
 	stale := a.gen != j.at.gen // an install came between: the directory is on its way out
@@ -180,6 +192,7 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 	if err == nil {
 		a.ckpt.notBefore = time.Time{}
 	}
+	r.h.timing.stall.observe(j.stall + time.Since(start))
 	after := a.ckpt.after
 	a.ckpt.after = nil
 	for _, fn := range after {

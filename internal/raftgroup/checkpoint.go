@@ -31,9 +31,10 @@ type ckptSide struct {
 	has   bool
 	// bytes of entries applied since the last capture was taken.
 	bytes int64
-	// busy: one is being written. after runs when it is done.
-	busy  bool
-	after []func()
+	// busy: one is being written, of index writing. after runs when it is done.
+	busy    bool
+	writing ident.Index
+	after   []func()
 	// again: one was asked for while busy, and why.
 	again string
 	done  []ckptWaiter
@@ -100,7 +101,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 		r: r, capture: c, dir: a.dir, bytes: a.ckpt.bytes,
 		at: checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen}, why: why,
 	}
-	a.ckpt.busy = true
+	a.ckpt.busy, a.ckpt.writing = true, a.index
 	a.ckpt.bytes = 0
 	r.h.bg.run(job.run)
 	job.stall = time.Since(start)
@@ -247,6 +248,16 @@ func (r *Replica) published(c *checkpoint) {
 	r.trim()
 }
 
+// checkpointFor takes a checkpoint for a follower unless one at or above need is
+// there or on its way: raft asks again with every message until it is published.
+func (r *Replica) checkpointFor(need ident.Index) {
+	c := &r.as.ckpt
+	if c.has && c.index >= need || c.busy && c.writing >= need {
+		return
+	}
+	r.checkpointNow("follower", nil)
+}
+
 // snapshotForRaft answers raft's wish to send a snapshot, inside Step: O(1).
 // What it names is only a placeholder; the offer pins the newest checkpoint.
 // A checkpoint below the last applied membership change would carry an old
@@ -255,7 +266,8 @@ func (r *Replica) snapshotForRaft() (*pb.Snapshot, error) {
 	rs := &r.rs
 	c := rs.ckpt
 	if c == nil || c.index < rs.lastConf || c.index+1 < rs.st.first {
-		r.as.post(r, applyItem{fn: func() { r.checkpointNow("follower", nil) }})
+		need := max(rs.lastConf, rs.st.first-1)
+		r.as.post(r, applyItem{fn: func() { r.checkpointFor(need) }})
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	return c.raftSnapshot(), nil

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"path"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -89,6 +90,13 @@ func writeTmp(fs vfs.FS, tmp string, ck *Checkpoint, codec Codec, writeBlob func
 	return WriteInfo{FileBytes: out.n, RawBytes: raw, StoredBytes: foot.stored}, nil
 }
 
+// encoders are kept: making one clears a few MiB, which costs more than a small blob.
+var encoders = sync.Pool{New: func() any {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	invariant.Check(err == nil, "zstd: %v", err) // only by wrong options
+	return z
+}}
+
 // compressBlob streams the blob through the codec to out.
 func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, error)) (raw int64, crc uint32, err error) {
 	var enc io.WriteCloser
@@ -98,10 +106,10 @@ func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, 
 	case Gzip:
 		enc = gzip.NewWriter(out)
 	case Zstd:
-		enc, err = zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
-		if err != nil {
-			return 0, 0, err
-		}
+		z := encoders.Get().(*zstd.Encoder)
+		defer encoders.Put(z)
+		z.Reset(out)
+		enc = z
 	default:
 		return 0, 0, fmt.Errorf("unknown %s", codec)
 	}

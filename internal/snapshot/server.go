@@ -18,7 +18,8 @@ import (
 // ServerOptions configures a Server. Zero fields take the defaults named here.
 type ServerOptions struct {
 	FS vfs.FS
-	// MaxConcurrent is how many pins are read at the same time (2); others are told to wait.
+	// MaxConcurrent is how many pins are read at the same time (2), small ones
+	// counting an eighth; others are told to wait.
 	MaxConcurrent int
 	// MaxBytesPerSecond limits what this node sends; 0 is no limit.
 	MaxBytesPerSecond int64
@@ -67,7 +68,7 @@ type Server struct {
 	mu     sync.Mutex
 	pins   map[uint64]*servedPin
 	queue  []*servedPin // waiting for a slot, in order of first asking
-	slots  int          // free
+	slots  int          // free shares
 	files  int
 	bytes  int64
 	timer  *time.Timer // runs expire at the earliest deadline; nil without pins
@@ -97,7 +98,7 @@ func NewServer(opt ServerOptions) *Server {
 		opt:     opt,
 		hashing: make(chan struct{}, 1),
 		pins:    make(map[uint64]*servedPin),
-		slots:   opt.MaxConcurrent,
+		slots:   shares * opt.MaxConcurrent,
 	}
 	if r := opt.MaxBytesPerSecond; r > 0 {
 		s.limiter = rate.NewLimiter(rate.Limit(r), int(max(r, leastReply)))

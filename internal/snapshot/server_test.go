@@ -279,7 +279,7 @@ func TestSlotsOut(t *testing.T) {
 		}
 		s.Unpin(second.ID)
 		s.Unpin(third.ID)
-		if s.slots != 1 || len(s.queue) != 0 || len(s.Transfers()) != 0 {
+		if s.slots != shares || len(s.queue) != 0 || len(s.Transfers()) != 0 {
 			t.Fatalf("%d slots, %d queued", s.slots, len(s.queue))
 		}
 	})

@@ -23,6 +23,7 @@ type stagedFile struct {
 	f        vfs.File
 	holds    atomic.Int32 // chunks under way, and the planner while it plans
 	unsynced atomic.Int64
+	named    atomic.Bool   // the part file's name is durable, or about to be
 	complete chan struct{} // closed once the file is verified under its own name
 	// locals may give the beginning of a chunk that is fetched. Nobody reads it
 	// once nothing is held.
@@ -40,8 +41,14 @@ func (t *transfer) fetchFiles(man *Manifest) (*Checkpoint, error) {
 		return nil, err
 	}
 	var wg sync.WaitGroup
-	for range t.r.opt.Parallel {
-		wg.Go(t.work)
+	buf := 0 // what the largest chunk takes
+	chunks := 0
+	for i := range man.Files {
+		buf = max(buf, int(min(man.Files[i].Size, ChunkBytes)))
+		chunks += man.Files[i].Chunks()
+	}
+	for range min(t.r.opt.Parallel, chunks) {
+		wg.Go(func() { t.work(make([]byte, buf)) })
 	}
 	ck, err := t.plan(man)
 	if err != nil {
@@ -81,11 +88,9 @@ func (t *transfer) prepare(man *Manifest) error {
 			return fmt.Errorf("prepare %s: %w", t.staging, err)
 		}
 	}
-	if err := vfs.MkdirAllSync(fs, t.staging); err != nil {
-		return err
-	}
-	// A rename above, or a directory made by a process that died, may not be durable.
-	if err := vfs.SyncDir(fs, base); err != nil {
+	// The names need not be durable yet: until publish nothing counts on them but
+	// what a power loss should leave of a long transfer, and keepNames sees to that.
+	if err := fs.MkdirAll(t.staging, 0o755); err != nil {
 		return err
 	}
 	t.space = make(map[string]int64, len(man.Files))
@@ -386,10 +391,6 @@ func (t *transfer) buildPart(p *filePlan, buf []byte) (*stagedFile, error) {
 	sf := &stagedFile{mf: p.mf, final: p.final, f: f, complete: make(chan struct{}), locals: p.locals}
 	sf.holds.Store(1)
 	t.open = append(t.open, sf)
-	// The entry is made durable now, so that what is synced later can be found.
-	if err := vfs.SyncDir(fs, t.staging); err != nil {
-		return nil, err
-	}
 	invariant.Point("snapshot.stage.created")
 	for _, d := range p.donors {
 		if err := t.copyChunks(d, sf, p.have, buf); err != nil {
@@ -450,12 +451,25 @@ func (t *transfer) write(sf *stagedFile, off int64, b []byte) error {
 	}
 	sf.unsynced.Store(0)
 	invariant.Point("snapshot.stage.part-sync")
-	return sf.f.SyncData()
+	if err := sf.f.SyncData(); err != nil {
+		return err
+	}
+	if sf.named.Swap(true) {
+		return nil
+	}
+	return t.keepNames()
+}
+
+// keepNames makes what is in staging findable after a power loss. A small snapshot
+// never comes here: its names become durable at once, in publish.
+func (t *transfer) keepNames() error {
+	invariant.Point("snapshot.stage.keep-names")
+	t.unnamed.Store(0)
+	return errors.Join(vfs.SyncDir(t.r.opt.FS, t.staging), vfs.SyncDir(t.r.opt.FS, t.opt.Base))
 }
 
 // work fetches chunks until there are no more jobs or the transfer has failed.
-func (t *transfer) work() {
-	buf := make([]byte, ChunkBytes)
+func (t *transfer) work(buf []byte) {
 	for j := range t.jobs {
 		if t.ctx.Err() != nil {
 			continue // the planner stops sending
@@ -501,7 +515,13 @@ func (t *transfer) drop(sf *stagedFile, buf []byte) error {
 	}
 	invariant.Point("snapshot.stage.renamed")
 	defer close(sf.complete)
-	return sf.f.Close()
+	if err := sf.f.Close(); err != nil {
+		return err
+	}
+	if t.unnamed.Add(sf.mf.Size) < syncEvery {
+		return nil
+	}
+	return t.keepNames()
 }
 
 func (t *transfer) readBack(sf *stagedFile, buf []byte) error {

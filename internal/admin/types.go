@@ -106,6 +106,7 @@ type Replica struct {
 type Transfer struct {
 	Group          string  `json:"group"`
 	Direction      string  `json:"direction"` // in or out
+	State          string  `json:"state"`     // queued, manifest, transferring or finishing
 	Source         int32   `json:"source_node"`
 	BytesDone      uint64  `json:"bytes_done"`
 	BytesTotal     uint64  `json:"bytes_total"`

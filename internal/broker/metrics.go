@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"chronik/internal/ident"
 	"chronik/internal/kafka"
 	"chronik/internal/raftgroup"
 	"chronik/internal/raftlog"
@@ -140,11 +141,11 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 		installs, received, reused = installs+st.SnapshotsInstalled, received+st.SnapshotBytesReceived, reused+st.SnapshotBytesReused
 		part := label(st.Partition)
 		if st.Role == raftgroup.RoleLeader {
-			for _, f := range st.Followers {
-				gauge(ch, descLag, float64(f.Lag), st.Topic, part, f.Node.String())
+			for node, lag := range lagByNode(st.Followers) {
+				gauge(ch, descLag, float64(lag), st.Topic, part, node.String())
 			}
 		}
-		if p := s.registry.partition(st.Group); p != nil {
+		if p := s.registry.partitionOf(st.Group, st.Replica); p != nil && s.host.Replica(st.Group) == r {
 			gauge(ch, descHigh, float64(p.HighWatermark()), st.Topic, part)
 			gauge(ch, descStart, float64(p.LogStartOffset()), st.Topic, part)
 			gauge(ch, descSize, float64(p.Size()), st.Topic, part)
@@ -165,6 +166,18 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 	counter(ch, descInstalls, float64(installs))
 	counter(ch, descReceived, float64(received))
 	counter(ch, descReused, float64(reused))
+}
+
+// lagByNode is the lag of each node's newest replica: while a wiped one is
+// replaced, the group has two there, and a series may be told only once.
+func lagByNode(fs []raftgroup.Follower) map[ident.NodeID]uint64 {
+	lags, newest := map[ident.NodeID]uint64{}, map[ident.NodeID]ident.ReplicaID{}
+	for _, f := range fs {
+		if f.Replica >= newest[f.Node] {
+			lags[f.Node], newest[f.Node] = f.Lag, f.Replica
+		}
+	}
+	return lags
 }
 
 // timing emits a histogram of the host.

@@ -158,7 +158,7 @@ func transferView(s *session, t snapshot.Transfer) *admin.Transfer {
 		source = s.node
 	}
 	return &admin.Transfer{
-		Group: name, Direction: string(t.Direction), Source: int32(source),
+		Group: name, Direction: string(t.Direction), State: t.State, Source: int32(source),
 		BytesDone: uint64(t.BytesDone), BytesTotal: uint64(t.BytesTotal), BytesReused: uint64(t.BytesReused),
 		BytesPerSecond: t.Rate, SecondsLeft: t.Left().Seconds(), Attempts: t.Attempts,
 	}

@@ -25,8 +25,12 @@ type WriteInfo struct {
 
 const (
 	writeBlock = 256 << 10
-	// syncEvery bounds the dirty bytes a background writer leaves to one sync:
-	// a big one would make the raftlog's fdatasync wait.
+	// startEvery is how many bytes a checkpoint's writer gathers before the kernel
+	// is asked to begin to write them.
+	startEvery = 1 << 20
+	// syncEvery bounds what a background writer leaves to one sync, and what a power
+	// loss takes of a transfer. By then the kernel has begun to write all but the last
+	// startEvery: a sync of so much at once would make the raftlog's fdatasync wait.
 	syncEvery = 8 << 20
 )
 
@@ -151,6 +155,7 @@ type blockWriter struct {
 	f      vfs.File
 	buf    []byte
 	n      int64 // bytes accepted
+	begun  int64 // bytes the kernel was asked to write
 	synced int64 // bytes accepted at the last sync
 }
 
@@ -174,6 +179,10 @@ func (b *blockWriter) flush() error {
 		return err
 	}
 	b.buf = b.buf[:0]
+	if b.n-b.begun >= startEvery {
+		vfs.StartWriteBack(b.f, b.begun, b.n-b.begun)
+		b.begun = b.n
+	}
 	if b.n-b.synced < syncEvery {
 		return nil
 	}

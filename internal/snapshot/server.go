@@ -49,6 +49,8 @@ const (
 	maxInflight = 8
 	// leastReply is the shortest reply a rate limit makes.
 	leastReply = 4 << 10
+	// burstPart is the part of a second whose bytes a rate limit lets go at once.
+	burstPart = 16
 )
 
 // Server hands out the bytes of pinned checkpoints. Safe for concurrent use.
@@ -101,7 +103,8 @@ func NewServer(opt ServerOptions) *Server {
 		slots:   shares * opt.MaxConcurrent,
 	}
 	if r := opt.MaxBytesPerSecond; r > 0 {
-		s.limiter = rate.NewLimiter(rate.Limit(r), int(max(r, leastReply)))
+		// A burst of a sixteenth of a second: more would go out at once after each rest.
+		s.limiter = rate.NewLimiter(rate.Limit(r), int(max(r/burstPart, leastReply)))
 	}
 	return s
 }
@@ -270,7 +273,7 @@ func (s *Server) throttle(ctx context.Context, n int) int {
 	if s.limiter == nil || n == 0 {
 		return n
 	}
-	n = min(n, int(max(s.opt.MaxBytesPerSecond/4, leastReply)))
+	n = min(n, int(max(s.opt.MaxBytesPerSecond/burstPart, leastReply)))
 	if err := s.limiter.WaitN(ctx, n); err != nil { // only by ctx: n is within the burst
 		return -1
 	}

@@ -439,12 +439,14 @@ func (t *transfer) copyChunks(d donor, sf *stagedFile, have []bool, buf []byte) 
 	return errors.Join(err, f.Close())
 }
 
-// write puts verified bytes into a part file and syncs it now and then.
+// write puts verified bytes into a part file, has the kernel begin to write them,
+// and syncs the file now and then.
 func (t *transfer) write(sf *stagedFile, off int64, b []byte) error {
 	n := int64(len(b)) // the file may scribble over b
 	if _, err := sf.f.WriteAt(b, off); err != nil {
 		return fmt.Errorf("write %s%s at byte %d: %w", sf.final, partSuffix, off, err)
 	}
+	vfs.StartWriteBack(sf.f, off, n)
 	t.r.unreserve(t, n)
 	if sf.unsynced.Add(n) < syncEvery {
 		return nil

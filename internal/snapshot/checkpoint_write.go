@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -117,7 +118,7 @@ func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, 
 	default:
 		return 0, 0, fmt.Errorf("unknown %s", codec)
 	}
-	t := &rawWriter{w: enc}
+	t := &rawWriter{w: enc, pace: pace{began: time.Now()}}
 	said, err := writeBlob(t)
 	if err = errors.Join(err, enc.Close()); err != nil {
 		return 0, 0, fmt.Errorf("blob at byte %d: %w", t.n, err)
@@ -134,9 +135,33 @@ func (nopCloser) Close() error { return nil }
 
 // rawWriter counts and checksums the blob before compression.
 type rawWriter struct {
-	w   io.Writer
-	n   int64
-	crc uint32
+	w    io.Writer
+	n    int64
+	crc  uint32
+	pace pace
+}
+
+// paceEvery is after how many bytes of a blob its writer rests for as long as
+// they took, at most paceMost. Encoding and compressing a million offsets keeps a core
+// busy for half a second; whoever applies entries shares that core and, on a
+// loaded machine, pays for the time slice that the encoder has used up.
+const (
+	paceEvery = 128 << 10
+	paceMost  = 5 * time.Millisecond
+)
+
+// pace is when and where the writer last rested.
+type pace struct {
+	began time.Time
+	at    int64
+}
+
+func (p *pace) rest(n int64) {
+	if n-p.at < paceEvery {
+		return
+	}
+	time.Sleep(min(time.Since(p.began), paceMost))
+	p.began, p.at = time.Now(), n
 }
 
 func (t *rawWriter) Write(p []byte) (int, error) {
@@ -146,6 +171,7 @@ func (t *rawWriter) Write(p []byte) (int, error) {
 	n, err := t.w.Write(p)
 	t.crc = crc32.Update(t.crc, castagnoli, p[:n])
 	t.n += int64(n)
+	t.pace.rest(t.n)
 	return n, err
 }
 

@@ -15,7 +15,7 @@ func TestSlotsShares(t *testing.T) {
 			t.Fatal("a small snapshot takes one share, any other all of a slot")
 		}
 		s := slots{free: 2 * shares}
-		alive := func() error { return nil }
+		alive := func() error { return errors.New("nobody gave it a share for an hour") }
 		take := func(ctx context.Context, n int) error {
 			return s.acquire(ctx, PriorityVoter, n, time.Hour, alive)
 		}

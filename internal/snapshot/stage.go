@@ -41,12 +41,11 @@ func (t *transfer) fetchFiles(man *Manifest) (*Checkpoint, error) {
 		return nil, err
 	}
 	var wg sync.WaitGroup
-	buf := 0 // what the largest chunk takes
 	chunks := 0
 	for i := range man.Files {
-		buf = max(buf, int(min(man.Files[i].Size, ChunkBytes)))
 		chunks += man.Files[i].Chunks()
 	}
+	buf := largestChunk(man)
 	for range min(t.r.opt.Parallel, chunks) {
 		wg.Go(func() { t.work(make([]byte, buf)) })
 	}
@@ -67,6 +66,15 @@ func (t *transfer) fetchFiles(man *Manifest) (*Checkpoint, error) {
 		err = context.Cause(t.ctx)
 	}
 	return ck, err
+}
+
+// largestChunk is how many bytes the largest chunk of a snapshot has.
+func largestChunk(man *Manifest) int {
+	n := 0
+	for i := range man.Files {
+		n = max(n, int(min(man.Files[i].Size, ChunkBytes)))
+	}
+	return n
 }
 
 // prepare makes the staging directory, or finds it, and reserves disk space
@@ -128,7 +136,7 @@ func (t *transfer) localDirs(f *ManifestFile) []string {
 // plan stages file after file: what is here is linked or copied, what is
 // missing becomes a job.
 func (t *transfer) plan(man *Manifest) (*Checkpoint, error) {
-	buf := make([]byte, ChunkBytes)
+	buf := make([]byte, largestChunk(man))
 	var ck *Checkpoint
 	for i := range man.Files {
 		sf, err := t.stageFile(&man.Files[i], buf)

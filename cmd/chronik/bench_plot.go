@@ -48,19 +48,19 @@ const (
 
 // plot draws throughput (left axis) and rejoin time (right axis) against the
 // threshold as an SVG that reads on light and dark pages.
-func (t *thresholdSweep) plot() string {
+func (s *thresholdSweep) plot() string {
 	var w strings.Builder
 	fmt.Fprintf(&w, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13">`+"\n", plotWidth, plotHeight)
 	fmt.Fprintf(&w, `<title>Throughput and rejoin time by snapshot.threshold_entries</title>`+"\n")
 	fmt.Fprintf(&w, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", plotWidth, plotHeight)
 	text(&w, (plotLeft+plotRight)/2, 28, "middle", "#222222", "Throughput and rejoin time by snapshot.threshold_entries")
-	if len(t.Rows) == 0 {
+	if len(s.Rows) == 0 {
 		fmt.Fprintln(&w, `</svg>`)
 		return w.String()
 	}
-	lo, hi := float64(t.Rows[0].Threshold), float64(t.Rows[0].Threshold)
+	lo, hi := float64(s.Rows[0].Threshold), float64(s.Rows[0].Threshold)
 	rate, back := 0.0, 0.0
-	for _, r := range t.Rows {
+	for _, r := range s.Rows {
 		lo, hi = min(lo, float64(r.Threshold)), max(hi, float64(r.Threshold))
 		rate, back = max(rate, r.Load.RecordsPerSec), max(back, r.Rejoin)
 	}
@@ -76,7 +76,7 @@ func (t *thresholdSweep) plot() string {
 	}
 	fmt.Fprintf(&w, `<path d="M%d %d V%d H%d V%d" fill="none" stroke="#888888"/>`+"\n", plotLeft, plotTop, plotBottom, plotRight, plotTop)
 	var rates, backs [][2]float64
-	for _, r := range t.Rows {
+	for _, r := range s.Rows {
 		px := x.at(float64(r.Threshold))
 		fmt.Fprintf(&w, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#888888"/>`+"\n", px, plotBottom, px, plotBottom+5)
 		text(&w, px, plotBottom+20, "middle", "#222222", thousands(int64(r.Threshold)))
@@ -87,7 +87,7 @@ func (t *thresholdSweep) plot() string {
 	line(&w, backs, rejoinInk, "6 4")
 	text(&w, (plotLeft+plotRight)/2, plotBottom+44, "middle", "#222222", "snapshot.threshold_entries (logarithmic)")
 	turned(&w, 22, (plotTop+plotBottom)/2, throughputInk, "records/s (solid)")
-	turned(&w, plotWidth-18, (plotTop+plotBottom)/2, rejoinInk, fmt.Sprintf("rejoin after %.0f s away, s (dashed)", t.Away))
+	turned(&w, plotWidth-18, (plotTop+plotBottom)/2, rejoinInk, fmt.Sprintf("rejoin after %.0f s away, s (dashed)", s.Away))
 	fmt.Fprintln(&w, `</svg>`)
 	return w.String()
 }

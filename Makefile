@@ -7,7 +7,7 @@ FUZZTIME ?= 30s
 FUZZREST ?= 10s
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: ## build bin/chronik
 	go build -o bin/chronik ./cmd/chronik
@@ -53,6 +53,10 @@ transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; ki
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
+bench-snapshot: ## what snapshots cost, and which threshold to choose, into docs/benchmarks.md
+	go build -o bin/chronik ./cmd/chronik
+	bin/chronik bench snapshot --docs docs
+
 docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik config reference >docs/configuration.md
 	go run ./cmd/chronik reference >docs/cli.md
@@ -60,4 +64,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test race fuzz e2e compat kill chaos demo-input start-time ## everything
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time transfer bench docs full
+.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time transfer bench bench-snapshot docs full

@@ -21,7 +21,7 @@ import (
 
 func newBench() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "measure the cluster and what the machine allows", Args: cobra.NoArgs}
-	c.AddCommand(newBenchLimit(), newBenchProduce(), newBenchLoop())
+	c.AddCommand(newBenchLimit(), newBenchProduce(), newBenchLoop(), newBenchSnapshot())
 	return c
 }
 

@@ -62,6 +62,13 @@ var (
 	descReceived      = desc("chronik_snapshot_received_bytes_total", "Snapshot bytes received since the start.")
 	descReceivedFrom  = desc("chronik_snapshot_received_from_bytes_total", "Bytes of snapshot transfers to this node since the start, failed ones included, by who gave them.", "source")
 	descReused        = desc("chronik_snapshot_reused_bytes_total", "Snapshot bytes found on this node since the start.")
+	descStall         = desc("chronik_raftgroup_apply_stall_seconds", "What one snapshot's capture takes of its apply worker's time.")
+	descStallMax      = desc("chronik_raftgroup_apply_stall_max_seconds", "The longest of chronik_raftgroup_apply_stall_seconds since the start.")
+	descApply         = desc("chronik_raftgroup_apply_seconds", "Duration of a state machine's calls to apply entries, while a snapshot is being written here or not.", "writing")
+	descCreated       = desc("chronik_snapshot_create_seconds", "Time to write a snapshot, its segments' sync included.")
+	descCreatedBytes  = desc("chronik_snapshot_created_bytes_total", "Size of the snapshot files written since the start.")
+	descReceive       = desc("chronik_snapshot_receive_seconds", "Time from a snapshot's offer until all of it is on this node's disk.")
+	descInstall       = desc("chronik_snapshot_install_seconds", "Time from there until the replica is the snapshot.")
 	descTransfers     = desc("chronik_snapshot_transfers", "Snapshot transfers under way.", "direction")
 	descSent          = desc("chronik_snapshot_sent_bytes_total", "Snapshot bytes sent since the start.")
 	descTransferDone  = desc("chronik_snapshot_transfer_done_bytes", "Bytes in place of the transfers under way with a peer.", "direction", "peer")
@@ -173,7 +180,7 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 			gauge(ch, descLagBytes, float64(f.LagBytes), st.Topic, part, node.String())
 			gauge(ch, descMatch, float64(f.Match), st.Topic, part, node.String())
 		}
-		if p := s.registry.partition(st.Group); p != nil {
+		if p := s.registry.partitionOf(st.Group, st.Replica); p != nil && s.host.Replica(st.Group) == r {
 			gauge(ch, descHigh, float64(p.HighWatermark()), st.Topic, part)
 			gauge(ch, descStart, float64(p.LogStartOffset()), st.Topic, part)
 			gauge(ch, descSize, float64(p.Size()), st.Topic, part)
@@ -182,6 +189,15 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 	for k, n := range count {
 		gauge(ch, descReplicas, float64(n), k.role, k.state)
 	}
+	t := s.host.Timings()
+	timing(ch, descStall, t.Stall)
+	gauge(ch, descStallMax, t.Stall.Max.Seconds())
+	timing(ch, descApply, t.ApplyQuiet, "false")
+	timing(ch, descApply, t.ApplyWriting, "true")
+	timing(ch, descCreated, t.Created)
+	counter(ch, descCreatedBytes, float64(t.CreatedBytes))
+	timing(ch, descReceive, t.Received)
+	timing(ch, descInstall, t.Installed)
 	counter(ch, descInstalls, float64(installs))
 	counter(ch, descReceived, float64(received))
 	counter(ch, descReused, float64(reused))
@@ -224,6 +240,19 @@ func (s *session) collectTransfers(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
+}
+
+// timing emits a histogram of the host.
+func timing(ch chan<- prometheus.Metric, d *prometheus.Desc, t raftgroup.Timing, labels ...string) {
+	buckets := make(map[float64]uint64, raftgroup.TimingBuckets)
+	total := uint64(0)
+	for i, n := range t.Buckets {
+		total += n
+		if bound := raftgroup.TimingBound(i); bound > 0 {
+			buckets[bound.Seconds()] = total
+		}
+	}
+	ch <- prometheus.MustNewConstHistogram(d, total, t.Sum.Seconds(), buckets, labels...)
 }
 
 // maxLagSeries bounds the series of consumer lag: groups are named by clients.

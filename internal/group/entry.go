@@ -223,3 +223,13 @@ func (r *reader) end(what string) error {
 	}
 	return nil
 }
+
+// CommitEntry is the data of an entry that commits an offset for each of n
+// partitions of a topic, for those who measure the StateMachine.
+func CommitEntry(nowMs int64, group, topic string, n int32, offset int64) []byte {
+	cs := make([]committed, n)
+	for i := range cs {
+		cs[i] = committed{topic: topic, partition: int32(i), offset: Offset{Offset: offset, LeaderEpoch: 1}}
+	}
+	return encodeCommit(nowMs, group, cs)
+}

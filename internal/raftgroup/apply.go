@@ -173,7 +173,9 @@ func (r *Replica) applyRun(es []*pb.Entry) bool {
 	var results []Result
 	if len(run) > 0 {
 		var err error
+		start := time.Now()
 		results, err = a.sm.Apply(run)
+		r.h.timing.observeApply(start)
 		if vfs.IsNoSpace(err) {
 			r.log.Warn("apply waits for disk space", "index", run[0].Index, "err", err)
 			return false

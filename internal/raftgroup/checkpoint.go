@@ -31,9 +31,10 @@ type ckptSide struct {
 	has   bool
 	// bytes of entries applied since the last capture was taken.
 	bytes int64
-	// busy: one is being written. after runs when it is done.
-	busy  bool
-	after []func()
+	// busy: one is being written, of index writing. after runs when it is done.
+	busy    bool
+	writing ident.Index
+	after   []func()
 	// again: one was asked for while busy, and why.
 	again string
 	done  []ckptWaiter
@@ -90,6 +91,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 		a.ckpt.again = why
 		return
 	}
+	start := time.Now()
 	c, err := a.sm.Capture()
 	if err != nil {
 		r.failApply(fmt.Errorf("capture at index %d: %w", a.index, err))
@@ -97,13 +99,12 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 	}
 	job := &checkpointJob{
 		r: r, capture: c, dir: a.dir, bytes: a.ckpt.bytes,
-		at: checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen},
+		at: checkpoint{index: a.index, term: a.term, mem: a.mem, gen: a.gen}, why: why,
 	}
-	a.ckpt.busy = true
+	a.ckpt.busy, a.ckpt.writing = true, a.index
 	a.ckpt.bytes = 0
-	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
-		"index", a.index, "term", a.term, "bytes", job.bytes, "reused", 0, "took", time.Duration(0), "reason", why)
 	r.h.bg.run(job.run)
+	job.stall = time.Since(start)
 }
 
 // checkpointJob writes one capture.
@@ -113,16 +114,27 @@ type checkpointJob struct {
 	dir     string
 	bytes   int64 // of entries applied since the checkpoint before
 	at      checkpoint
+	why     string
 	started time.Time
 	named   int64 // bytes of the data files it names, which stay where they are
+	// stall is the apply worker's time for the capture. Only that worker touches it.
+	stall time.Duration
 }
 
 func (j *checkpointJob) run() {
 	j.started = time.Now()
-	r := j.r
+	r, t := j.r, &j.r.h.timing
+	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
+		"index", j.at.index, "term", j.at.term, "bytes", j.bytes, "reused", 0, "took", time.Duration(0), "reason", j.why)
+	t.writing.Add(1)
 	r.bg.Lock()
 	info, syncErr, err := j.write()
 	r.bg.Unlock()
+	t.writing.Add(-1)
+	if err == nil {
+		t.created.observe(time.Since(j.started))
+		t.createdBytes.Add(uint64(info.FileBytes))
+	}
 	j.capture.Release()
 	r.as.post(r, applyItem{fn: func() { r.checkpointDone(j, info, syncErr, err) }})
 }
@@ -157,6 +169,7 @@ func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {
 
 // checkpointDone runs on the apply worker after the job.
 func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, syncErr, err error) {
+	start := time.Now()
 	a := &r.as
 	a.ckpt.busy = false
 	stale := a.gen != j.at.gen // an install came between: the directory is on its way out
@@ -182,6 +195,7 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 	if err == nil {
 		a.ckpt.notBefore = time.Time{}
 	}
+	r.h.timing.stall.observe(j.stall + time.Since(start))
 	after := a.ckpt.after
 	a.ckpt.after = nil
 	for _, fn := range after {
@@ -236,6 +250,16 @@ func (r *Replica) published(c *checkpoint) {
 	r.trim()
 }
 
+// checkpointFor takes a checkpoint for a follower unless one at or above need is
+// there or on its way: raft asks again with every message until it is published.
+func (r *Replica) checkpointFor(need ident.Index) {
+	c := &r.as.ckpt
+	if c.has && c.index >= need || c.busy && c.writing >= need {
+		return
+	}
+	r.checkpointNow("follower", nil)
+}
+
 // snapshotForRaft answers raft's wish to send a snapshot, inside Step: O(1).
 // What it names is only a placeholder; the offer pins the newest checkpoint.
 // A checkpoint below the last applied membership change would carry an old
@@ -244,7 +268,8 @@ func (r *Replica) snapshotForRaft() (*pb.Snapshot, error) {
 	rs := &r.rs
 	c := rs.ckpt
 	if c == nil || c.index < rs.lastConf || c.index+1 < rs.st.first {
-		r.as.post(r, applyItem{fn: func() { r.checkpointNow("follower", nil) }})
+		need := max(rs.lastConf, rs.st.first-1)
+		r.as.post(r, applyItem{fn: func() { r.checkpointFor(need) }})
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	return c.raftSnapshot(), nil

@@ -32,6 +32,7 @@ type Host struct {
 	pins   *background // opens checkpoints to offer them; never waits behind a write
 	timers *timers
 	choose Chooser
+	timing timings
 
 	mu sync.RWMutex
 	// byReplica holds every replica here. byGroup holds the newest of each group:

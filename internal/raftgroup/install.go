@@ -43,7 +43,8 @@ type install struct {
 	received int64
 	from     []snapshot.SourceBytes // of received
 	reused   int64
-	started  time.Time
+	// started: the offer came. staged: everything was here.
+	started, staged time.Time
 }
 
 // offered takes a leader's offer of a snapshot.
@@ -184,6 +185,8 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 		}
 		return
 	}
+	inst.staged = time.Now()
+	r.h.timing.received.observe(inst.staged.Sub(inst.started))
 	r.count.received.Add(uint64(inst.received))
 	r.count.reused.Add(uint64(inst.reused))
 	r.log.Info("Received snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
@@ -268,6 +271,7 @@ func (r *Replica) installState(inst *install) bool {
 	a.ckpt.index, a.ckpt.has, a.ckpt.bytes = inst.index, true, 0
 	r.applied.Store(uint64(inst.index))
 	r.count.installed.Add(1)
+	r.h.timing.installed.observe(time.Since(inst.staged))
 	r.waiters.applied(inst.index, func(ident.Index, ident.Term, bool) (Result, error) { return nil, ErrLeadershipLost })
 	r.log.Info("Successfully installed snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
 		"index", inst.index, "term", inst.term, "bytes", inst.received, "reused", inst.reused, "took", time.Since(inst.started))

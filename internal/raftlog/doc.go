@@ -6,7 +6,8 @@
 //	<dir>/00000008.log   ...
 //	<dir>/00000009.log   active: the only one written
 //	<dir>/00000003.free  emptied, kept for reuse: overwriting allocated blocks
-//	                     makes fdatasync cheaper than growing a file
+//	                     makes fdatasync cheaper than growing a file; a new file
+//	                     is zeroed a little ahead of small batches
 //
 // A file (offsets in docs/formats/raftlog.md):
 //

@@ -27,6 +27,10 @@ type logFile struct {
 	f    vfs.File
 	// end is where the next frame goes. dataOffset <= end <= size.
 	end int64
+	// written is up to where the blocks have been written once: size in a reused
+	// file. Behind it they are only allocated, and the first write to one changes
+	// the file system's own records (see zeroAhead). Not kept: it only costs speed.
+	written int64
 	// pins counts live things in the file: entry references, and the latest
 	// records of replicas and of the node. live is about how many bytes they take,
 	// that is, what relocating them costs. A file is free when pins is 0 and all
@@ -146,7 +150,11 @@ func makeFile(fs vfs.FS, dir string, h fileHeader, spare string) (*logFile, erro
 	if err := initFile(fs, dir, f, h, tmp, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("raftlog: make %s: %w", path, err), f.Close())
 	}
-	return newLogFile(path, f, h), nil
+	lf := newLogFile(path, f, h)
+	if spare != "" {
+		lf.written = h.size
+	}
+	return lf, nil
 }
 
 // initFile does makeFile's durable steps in their order: room, header, sync, name, directory.

@@ -238,3 +238,12 @@ func (f *syncFile) SyncData() error {
 	}
 	return f.File.SyncData()
 }
+
+// readWritten is readFile without the zeros that were written ahead, but for those
+// of the last block that holds something.
+func readWritten(t testing.TB, fs vfs.FS, path string) []byte {
+	t.Helper()
+	b := readFile(t, fs, path)
+	n := len(bytes.TrimRight(b, "\x00"))
+	return b[:min(len(b), (n+4095)&^4095)]
+}

@@ -228,7 +228,7 @@ func (l *Log) startWriteBack(s *segment) {
 	from := s.started
 	s.started = size
 	l.wg.Go(func() {
-		writeBack(w, from, size-from)
+		vfs.StartWriteBack(w, from, size-from)
 		w.release()
 		<-l.handles.writeBack
 		l.writeBack.Store(false)

@@ -7,6 +7,8 @@ import (
 	"hash/crc32"
 	"io"
 	"path"
+	"sync"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -24,8 +26,12 @@ type WriteInfo struct {
 
 const (
 	writeBlock = 256 << 10
-	// syncEvery bounds the dirty bytes a background writer leaves to one sync:
-	// a big one would make the raftlog's fdatasync wait.
+	// startEvery is how many bytes a checkpoint's writer gathers before the kernel
+	// is asked to begin to write them.
+	startEvery = 1 << 20
+	// syncEvery bounds what a background writer leaves to one sync, and what a power
+	// loss takes of a transfer. By then the kernel has begun to write all but the last
+	// startEvery: a sync of so much at once would make the raftlog's fdatasync wait.
 	syncEvery = 8 << 20
 )
 
@@ -89,6 +95,13 @@ func writeTmp(fs vfs.FS, tmp string, ck *Checkpoint, codec Codec, writeBlob func
 	return WriteInfo{FileBytes: out.n, RawBytes: raw, StoredBytes: foot.stored}, nil
 }
 
+// encoders are kept: making one clears a few MiB, which costs more than a small blob.
+var encoders = sync.Pool{New: func() any {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	invariant.Check(err == nil, "zstd: %v", err) // only by wrong options
+	return z
+}}
+
 // compressBlob streams the blob through the codec to out.
 func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, error)) (raw int64, crc uint32, err error) {
 	var enc io.WriteCloser
@@ -98,14 +111,14 @@ func compressBlob(out io.Writer, codec Codec, writeBlob func(io.Writer) (int64, 
 	case Gzip:
 		enc = gzip.NewWriter(out)
 	case Zstd:
-		enc, err = zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
-		if err != nil {
-			return 0, 0, err
-		}
+		z := encoders.Get().(*zstd.Encoder)
+		defer encoders.Put(z)
+		z.Reset(out)
+		enc = z
 	default:
 		return 0, 0, fmt.Errorf("unknown %s", codec)
 	}
-	t := &rawWriter{w: enc}
+	t := &rawWriter{w: enc, pace: pace{began: time.Now()}}
 	said, err := writeBlob(t)
 	if err = errors.Join(err, enc.Close()); err != nil {
 		return 0, 0, fmt.Errorf("blob at byte %d: %w", t.n, err)
@@ -122,9 +135,33 @@ func (nopCloser) Close() error { return nil }
 
 // rawWriter counts and checksums the blob before compression.
 type rawWriter struct {
-	w   io.Writer
-	n   int64
-	crc uint32
+	w    io.Writer
+	n    int64
+	crc  uint32
+	pace pace
+}
+
+// paceEvery is after how many bytes of a blob its writer rests for as long as
+// they took, at most paceMost. Encoding and compressing a million offsets keeps a core
+// busy for half a second; whoever applies entries shares that core and, on a
+// loaded machine, pays for the time slice that the encoder has used up.
+const (
+	paceEvery = 128 << 10
+	paceMost  = 5 * time.Millisecond
+)
+
+// pace is when and where the writer last rested.
+type pace struct {
+	began time.Time
+	at    int64
+}
+
+func (p *pace) rest(n int64) {
+	if n-p.at < paceEvery {
+		return
+	}
+	time.Sleep(min(time.Since(p.began), paceMost))
+	p.began, p.at = time.Now(), n
 }
 
 func (t *rawWriter) Write(p []byte) (int, error) {
@@ -134,6 +171,7 @@ func (t *rawWriter) Write(p []byte) (int, error) {
 	n, err := t.w.Write(p)
 	t.crc = crc32.Update(t.crc, castagnoli, p[:n])
 	t.n += int64(n)
+	t.pace.rest(t.n)
 	return n, err
 }
 
@@ -143,6 +181,7 @@ type blockWriter struct {
 	f      vfs.File
 	buf    []byte
 	n      int64 // bytes accepted
+	begun  int64 // bytes the kernel was asked to write
 	synced int64 // bytes accepted at the last sync
 }
 
@@ -166,6 +205,10 @@ func (b *blockWriter) flush() error {
 		return err
 	}
 	b.buf = b.buf[:0]
+	if b.n-b.begun >= startEvery {
+		vfs.StartWriteBack(b.f, b.begun, b.n-b.begun)
+		b.begun = b.n
+	}
 	if b.n-b.synced < syncEvery {
 		return nil
 	}

@@ -49,6 +49,7 @@ type transfer struct {
 	others      []*other      // first opt.More, then the offer's peers
 	jobs        chan job      // from the planner to the workers
 	hashing     sync.WaitGroup
+	unnamed     atomic.Int64  // bytes of complete files whose names may not be durable
 	// The planner's own.
 	open  []*stagedFile
 	space map[string]int64            // disk space reserved for each file of the manifest
@@ -110,11 +111,12 @@ func (t *transfer) run() (*Staged, error) {
 	if err := t.r.reserve(t, 0); err != nil {
 		return nil, err
 	}
-	err := t.r.slots.acquire(t.ctx, t.opt.Priority, renewEvery, t.renew)
+	takes := sharesOf(t.offer.Bytes)
+	err := t.r.slots.acquire(t.ctx, t.opt.Priority, takes, renewEvery, t.renew)
 	if err != nil {
 		return nil, err
 	}
-	defer t.r.slots.release()
+	defer t.r.slots.release(takes)
 
 	timeout := t.r.opt.ProgressTimeout
 	t.watchdog = time.AfterFunc(timeout, func() {

@@ -203,7 +203,7 @@ func (g *rig) idle() {
 	}
 	g.recv.slots.mu.Lock()
 	defer g.recv.slots.mu.Unlock()
-	if g.recv.slots.free != g.recv.opt.MaxConcurrent || len(g.recv.slots.waiting) != 0 {
+	if g.recv.slots.free != shares*g.recv.opt.MaxConcurrent || len(g.recv.slots.waiting) != 0 {
 		g.t.Fatalf("slots: %d free, %d waiting", g.recv.slots.free, len(g.recv.slots.waiting))
 	}
 }

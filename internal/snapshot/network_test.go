@@ -429,7 +429,7 @@ func TestQueueKeepsPins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, tree{"0.log": noise(1, 10)}, "0.log")
 		g.newReceiver(ReceiverOptions{MaxConcurrent: 1})
-		noErr(t, g.recv.slots.acquire(t.Context(), PriorityMeta, time.Hour, nil)) // somebody else runs
+		noErr(t, g.recv.slots.acquire(t.Context(), PriorityMeta, shares, time.Hour, nil)) // somebody else runs
 		var mu sync.Mutex
 		var order []string
 		var wg sync.WaitGroup
@@ -451,11 +451,12 @@ func TestQueueKeepsPins(t *testing.T) {
 		if n := g.server.Stats().Pins; n != 3 { // and the rig's own has expired
 			t.Fatalf("%d pins", n)
 		}
-		g.recv.slots.release()
+		g.recv.slots.release(1) // for one small one after the other
 		wg.Wait()
 		if strings.Join(order, " ") != "/meta /voter /learner" {
 			t.Fatal(order)
 		}
+		g.recv.slots.release(shares - 1)
 		g.idle()
 	})
 }
@@ -464,7 +465,7 @@ func TestQueueEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, tree{"0.log": noise(1, 10)}, "0.log")
 		g.newReceiver(ReceiverOptions{MaxConcurrent: 1})
-		noErr(t, g.recv.slots.acquire(t.Context(), PriorityMeta, time.Hour, nil))
+		noErr(t, g.recv.slots.acquire(t.Context(), PriorityMeta, shares, time.Hour, nil))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, err := g.recv.Fetch(ctx, g.offer(), g.opt, g.wire)
@@ -472,7 +473,7 @@ func TestQueueEnds(t *testing.T) {
 		g.server.Unpin(g.pin.ID)
 		_, err = g.fetch() // learns it at the next renewal
 		wantErr(t, err, ErrPinGone)
-		g.recv.slots.release()
+		g.recv.slots.release(shares)
 		g.idle()
 	})
 }

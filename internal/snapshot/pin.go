@@ -216,7 +216,7 @@ func (s *Server) endLocked(p *servedPin) bool {
 	}
 	if p.slot {
 		p.slot = false
-		s.slots++
+		s.slots += sharesOf(p.Bytes)
 		s.grantLocked()
 	}
 	if len(s.pins) == 0 && s.timer != nil {
@@ -399,19 +399,23 @@ func (s *Server) grantLocked() {
 		return p.waiters == 0 && p.inflight == 0 && now.Sub(p.asked) >= slotIdle
 	}
 	s.queue = slices.DeleteFunc(s.queue, idle)
-	if s.slots < len(s.queue) {
+	wanted := 0
+	for _, p := range s.queue {
+		wanted += sharesOf(p.Bytes)
+	}
+	if s.slots < wanted {
 		for _, p := range s.pins {
 			if p.slot && idle(p) {
 				p.slot = false
-				s.slots++
+				s.slots += sharesOf(p.Bytes)
 			}
 		}
 	}
-	for s.slots > 0 && len(s.queue) > 0 {
+	for len(s.queue) > 0 && s.slots >= sharesOf(s.queue[0].Bytes) {
 		p := s.queue[0]
 		s.queue = s.queue[1:]
 		p.slot = true
-		s.slots--
+		s.slots -= sharesOf(p.Bytes)
 		if p.wake != nil {
 			close(p.wake)
 			p.wake = nil

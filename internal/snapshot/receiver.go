@@ -44,7 +44,8 @@ var replyBufs = sync.Pool{New: func() any { return new(replyBuf) }}
 // ReceiverOptions configures a Receiver. Zero fields take the defaults named here.
 type ReceiverOptions struct {
 	FS vfs.FS
-	// MaxConcurrent is how many Fetches run at a time (2); the others queue.
+	// MaxConcurrent is how many Fetches run at a time (2), small ones counting an
+	// eighth; the others queue.
 	MaxConcurrent int
 	// Parallel is how many calls one Fetch has in flight (4).
 	Parallel int
@@ -121,7 +122,7 @@ func NewReceiver(opt ReceiverOptions) *Receiver {
 	}
 	return &Receiver{
 		opt:      opt,
-		slots:    slots{free: opt.MaxConcurrent},
+		slots:    slots{free: shares * opt.MaxConcurrent},
 		live:     make(map[string]*transfer),
 		attempts: make(map[ident.GroupID]int),
 	}

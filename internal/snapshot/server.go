@@ -19,7 +19,8 @@ import (
 // ServerOptions configures a Server. Zero fields take the defaults named here.
 type ServerOptions struct {
 	FS vfs.FS
-	// MaxConcurrent is how many pins are read at the same time (2); others are told to wait.
+	// MaxConcurrent is how many pins are read at the same time (2), small ones
+	// counting an eighth; others are told to wait.
 	MaxConcurrent int
 	// MaxBytesPerSecond limits what this node sends; 0 is no limit.
 	MaxBytesPerSecond int64
@@ -42,6 +43,8 @@ const (
 	maxInflight = 8
 	// leastReply is the shortest reply a rate limit makes.
 	leastReply = 4 << 10
+	// burstPart is the part of a second whose bytes a rate limit lets go at once.
+	burstPart = 16
 )
 
 // Server hands out the bytes of pinned checkpoints. Safe for concurrent use.
@@ -61,7 +64,7 @@ type Server struct {
 	mu     sync.Mutex
 	pins   map[uint64]*servedPin
 	queue  []*servedPin // waiting for a slot, in order of first asking
-	slots  int          // free
+	slots  int          // free shares
 	files  int
 	bytes  int64
 	finder Finder
@@ -92,10 +95,11 @@ func NewServer(opt ServerOptions) *Server {
 		opt:     opt,
 		hashing: make(chan struct{}, 1),
 		pins:    make(map[uint64]*servedPin),
-		slots:   opt.MaxConcurrent,
+		slots:   shares * opt.MaxConcurrent,
 	}
 	if r := opt.MaxBytesPerSecond; r > 0 {
-		s.limiter = rate.NewLimiter(rate.Limit(r), int(max(r, leastReply)))
+		// A burst of a sixteenth of a second: more would go out at once after each rest.
+		s.limiter = rate.NewLimiter(rate.Limit(r), int(max(r/burstPart, leastReply)))
 	}
 	return s
 }
@@ -289,7 +293,7 @@ func (s *Server) throttle(ctx context.Context, n int) int {
 	if s.limiter == nil || n == 0 {
 		return n
 	}
-	n = min(n, int(max(s.opt.MaxBytesPerSecond/4, leastReply)))
+	n = min(n, int(max(s.opt.MaxBytesPerSecond/burstPart, leastReply)))
 	if err := s.limiter.WaitN(ctx, n); err != nil { // only by ctx: n is within the burst
 		return -1
 	}

@@ -19,20 +19,39 @@ const (
 	PriorityLearner
 )
 
+// A slot is divided into shares. A snapshot of at most shareBytes takes one,
+// any other the whole slot: a small one does not load disk or network, it waits
+// for syncs, which many at a time share. Together they move no more than a slot's
+// worth: shares × shareBytes is what a large one has in flight, twice.
+const (
+	shares     = 8
+	shareBytes = 1 << 20
+)
+
+// sharesOf is how many shares a snapshot of that size takes.
+func sharesOf(bytes int64) int {
+	if bytes <= shareBytes {
+		return 1
+	}
+	return shares
+}
+
 // slots is a semaphore whose waiters are served by priority, then by age.
+// Nobody is passed by: one that needs more than is free holds up those behind it.
 type slots struct {
 	mu      sync.Mutex
-	free    int
+	free    int // shares
 	waiting []*slotWaiter
 }
 
 type slotWaiter struct {
 	priority Priority
+	shares   int
 	granted  chan struct{}
 }
 
-func (s *slots) ask(p Priority) *slotWaiter {
-	w := &slotWaiter{priority: p, granted: make(chan struct{})}
+func (s *slots) ask(p Priority, n int) *slotWaiter {
+	w := &slotWaiter{priority: p, shares: n, granted: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := len(s.waiting)
@@ -45,17 +64,18 @@ func (s *slots) ask(p Priority) *slotWaiter {
 }
 
 func (s *slots) grantLocked() {
-	for s.free > 0 && len(s.waiting) > 0 {
-		s.free--
+	for len(s.waiting) > 0 && s.free >= s.waiting[0].shares {
+		s.free -= s.waiting[0].shares
 		close(s.waiting[0].granted)
 		s.waiting = s.waiting[1:]
 	}
 }
 
-func (s *slots) release() {
+// release gives back n shares.
+func (s *slots) release(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.free++
+	s.free += n
 	s.grantLocked()
 }
 
@@ -65,17 +85,18 @@ func (s *slots) cancel(w *slotWaiter) {
 	i := slices.Index(s.waiting, w)
 	if i >= 0 {
 		s.waiting = slices.Delete(s.waiting, i, i+1)
+		s.grantLocked() // it may have held up smaller ones
 	}
 	s.mu.Unlock()
 	if i < 0 {
-		s.release()
+		s.release(w.shares)
 	}
 }
 
-// acquire waits for a slot and calls alive every so often meanwhile; an error
+// acquire waits for n shares and calls alive every so often meanwhile; an error
 // of it ends the wait.
-func (s *slots) acquire(ctx context.Context, p Priority, every time.Duration, alive func() error) error {
-	w := s.ask(p)
+func (s *slots) acquire(ctx context.Context, p Priority, n int, every time.Duration, alive func() error) error {
+	w := s.ask(p, n)
 	select {
 	case <-w.granted:
 		return nil

@@ -24,7 +24,7 @@ type stagedFile struct {
 	f        vfs.File
 	holds    atomic.Int32 // chunks under way, and the planner while it plans
 	unsynced atomic.Int64 // bytes since the last sync
-	unqueued atomic.Int64 // bytes since the kernel was last told to write
+	named    atomic.Bool  // the part file's name is durable, or about to be
 	sums     []chunkSum   // of what was written here
 	// writing keeps the workers from meeting in the kernel, where one inode's writers
 	// wait for each other by spinning.
@@ -47,8 +47,13 @@ func (t *transfer) fetchFiles(l *listing) (*Checkpoint, error) {
 		return nil, err
 	}
 	var wg sync.WaitGroup
-	for range t.r.opt.Parallel {
-		wg.Go(t.work)
+	chunks := 0
+	for i := range man.Files {
+		chunks += man.Files[i].Chunks()
+	}
+	buf := largestChunk(man)
+	for range min(t.r.opt.Parallel, chunks) {
+		wg.Go(func() { t.work(make([]byte, buf)) })
 	}
 	ck, err := t.plan(l)
 	if err != nil {
@@ -67,6 +72,15 @@ func (t *transfer) fetchFiles(l *listing) (*Checkpoint, error) {
 		err = context.Cause(t.ctx)
 	}
 	return ck, err
+}
+
+// largestChunk is how many bytes the largest chunk of a snapshot has.
+func largestChunk(man *Manifest) int {
+	n := 0
+	for i := range man.Files {
+		n = max(n, int(min(man.Files[i].Size, ChunkBytes)))
+	}
+	return n
 }
 
 // prepare makes the staging directory, or finds it, and reserves disk space
@@ -88,11 +102,9 @@ func (t *transfer) prepare(man *Manifest) error {
 			return fmt.Errorf("prepare %s: %w", t.staging, err)
 		}
 	}
-	if err := vfs.MkdirAllSync(fs, t.staging); err != nil {
-		return err
-	}
-	// A rename above, or a directory made by a process that died, may not be durable.
-	if err := vfs.SyncDir(fs, base); err != nil {
+	// The names need not be durable yet: until publish nothing counts on them but
+	// what a power loss should leave of a long transfer, and keepNames sees to that.
+	if err := fs.MkdirAll(t.staging, 0o755); err != nil {
 		return err
 	}
 	t.space = make(map[string]int64, len(man.Files))
@@ -131,7 +143,7 @@ func (t *transfer) localDirs(f *ManifestFile) []string {
 // missing becomes a job.
 func (t *transfer) plan(l *listing) (*Checkpoint, error) {
 	man := &l.man
-	buf := make([]byte, ChunkBytes)
+	buf := make([]byte, largestChunk(man))
 	var ck *Checkpoint
 	for i := range man.Files {
 		select {
@@ -401,10 +413,6 @@ func (t *transfer) buildPart(p *filePlan, buf []byte) (*stagedFile, error) {
 	}
 	sf.holds.Store(1)
 	t.open = append(t.open, sf)
-	// The entry is made durable now, so that what is synced later can be found.
-	if err := vfs.SyncDir(fs, t.staging); err != nil {
-		return nil, err
-	}
 	invariant.Point("snapshot.stage.created")
 	for _, d := range p.donors {
 		if err := t.copyChunks(d, sf, p.have, buf); err != nil {
@@ -461,15 +469,11 @@ type chunkSum struct {
 	known bool
 }
 
-const (
-	// queueEvery is how many dirty bytes a part file gathers before the kernel is
-	// told to write them, without waiting: a big sync would make the raftlog's wait.
-	queueEvery = 4 << 20
-	// partSyncEvery is what a power loss costs a transfer at most, in each file at work.
-	partSyncEvery = 32 << 20
-)
+// partSyncEvery is what a power loss costs a transfer at most, in each file at work.
+const partSyncEvery = 32 << 20
 
-// write puts a verified chunk into a part file.
+// write puts a verified chunk into a part file, has the kernel begin to write it,
+// and syncs the file now and then.
 func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 	n := int64(len(b))
 	off, _ := sf.mf.Range(chunk)
@@ -480,28 +484,33 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s%s at byte %d: %w", sf.final, partSuffix, off, err)
 	}
+	vfs.StartWriteBack(sf.f, off, n)
 	t.r.unreserve(t, n)
-	if sf.unsynced.Add(n) >= partSyncEvery {
-		sf.unsynced.Store(0)
-		sf.unqueued.Store(0)
-		invariant.Point("snapshot.stage.part-sync")
-		if err := sf.f.SyncData(); err != nil {
-			return fmt.Errorf("sync %s%s: %w", sf.final, partSuffix, err)
-		}
-		invariant.Point("snapshot.stage.part-synced")
+	if sf.unsynced.Add(n) < partSyncEvery {
 		return nil
 	}
-	if sf.unqueued.Add(n) >= queueEvery {
-		sf.unqueued.Store(0)
-		_, err := sf.f.SyncTo(sf.mf.Size)
-		return err
+	sf.unsynced.Store(0)
+	invariant.Point("snapshot.stage.part-sync")
+	if err := sf.f.SyncData(); err != nil {
+		return fmt.Errorf("sync %s%s: %w", sf.final, partSuffix, err)
 	}
-	return nil
+	invariant.Point("snapshot.stage.part-synced")
+	if sf.named.Swap(true) {
+		return nil
+	}
+	return t.keepNames()
+}
+
+// keepNames makes what is in staging findable after a power loss. A small snapshot
+// never comes here: its names become durable at once, in publish.
+func (t *transfer) keepNames() error {
+	invariant.Point("snapshot.stage.keep-names")
+	t.unnamed.Store(0)
+	return errors.Join(vfs.SyncDir(t.r.opt.FS, t.staging), vfs.SyncDir(t.r.opt.FS, t.opt.Base))
 }
 
 // work fetches chunks until there are no more jobs or the transfer has failed.
-func (t *transfer) work() {
-	buf := make([]byte, ChunkBytes)
+func (t *transfer) work(buf []byte) {
 	for j := range t.jobs {
 		if t.ctx.Err() != nil {
 			continue // the planner stops sending
@@ -548,7 +557,13 @@ func (t *transfer) drop(sf *stagedFile, buf []byte) error {
 	}
 	invariant.Point("snapshot.stage.renamed")
 	defer close(sf.complete)
-	return sf.f.Close()
+	if err := sf.f.Close(); err != nil {
+		return err
+	}
+	if t.unnamed.Add(sf.mf.Size) < syncEvery {
+		return nil
+	}
+	return t.keepNames()
 }
 
 func (t *transfer) readBack(sf *stagedFile, buf []byte) error {

@@ -316,10 +316,10 @@ func (t *transfer) retry(try func(source int) error) error {
 	}
 }
 
-// fetchChunk returns chunk i of f, verified. The result may be buf, whose first
-// prefix bytes are taken to be right: reused says how many of them proved so,
+// fetchChunk returns chunk i of f, verified. The result may be buf or in reply. buf's
+// first prefix bytes are taken to be right: reused says how many of them proved so,
 // all or none.
-func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
+func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, reply *replyBuf, prefix int) (chunk []byte, reused int, err error) {
 	if prefix == 0 {
 		if chunk = t.fromOthers(f, i, buf); chunk != nil {
 			return chunk, 0, nil
@@ -328,7 +328,7 @@ func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (c
 		_, n := f.Range(i)
 		return buf[:n], prefix, nil
 	}
-	chunk, reused, err = t.fromOffer(f, i, buf, prefix)
+	chunk, reused, err = t.fromOffer(f, i, buf, reply, prefix)
 	if err != nil && prefix > 0 && t.ctx.Err() == nil {
 		if chunk = t.fromOthers(f, i, buf); chunk != nil {
 			return chunk, 0, nil
@@ -338,16 +338,16 @@ func (t *transfer) fetchChunk(f *ManifestFile, i int, buf []byte, prefix int) (c
 }
 
 // fromOffer is fetchChunk from the offer's own sources.
-func (t *transfer) fromOffer(f *ManifestFile, i int, buf []byte, prefix int) (chunk []byte, reused int, err error) {
+func (t *transfer) fromOffer(f *ManifestFile, i int, buf []byte, reply *replyBuf, prefix int) (chunk []byte, reused int, err error) {
 	err = t.retry(func(source int) error {
-		b, err := t.readChunk(source, f, i, buf, prefix)
+		b, err := t.readChunk(source, f, i, buf, reply, prefix)
 		if err != nil {
 			return err
 		}
 		sum := sha256.Sum256(b)
 		if prefix > 0 && !slices.Equal(sum[:], f.Hash(i)) {
 			prefix = 0 // it, or the rest: the whole chunk tells
-			if b, err = t.readChunk(source, f, i, buf, 0); err != nil {
+			if b, err = t.readChunk(source, f, i, buf, reply, 0); err != nil {
 				return err
 			}
 			sum = sha256.Sum256(b)
@@ -365,10 +365,8 @@ func (t *transfer) fromOffer(f *ManifestFile, i int, buf []byte, prefix int) (ch
 
 // readChunk gets chunk i of f from a source, without its first got bytes, which
 // are in buf.
-func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got int) ([]byte, error) {
+func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, reply *replyBuf, got int) ([]byte, error) {
 	off, n := f.Range(i)
-	reply := replyBufs.Get().(*replyBuf)
-	defer replyBufs.Put(reply)
 	for got < n {
 		b, err := t.timedCall(source, MethodChunk, request{offset: off + int64(got), length: n - got, name: f.Name}, reply[:])
 		if err != nil {
@@ -379,6 +377,9 @@ func (t *transfer) readChunk(source int, f *ManifestFile, i int, buf []byte, got
 				f.Name, off+int64(got), t.sources[source].name, ErrCorrupt, len(b), n-got)
 		}
 		t.count(len(b), t.sources[source].name)
+		if len(b) == n {
+			return b, nil // in reply
+		}
 		got += copy(buf[got:n], b)
 	}
 	return buf[:n], nil

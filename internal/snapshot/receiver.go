@@ -38,7 +38,7 @@ func callInto(ctx context.Context, src Source, node ident.NodeID, method string,
 // replyBuf holds a reply to MethodChunk: the transport's byte, the status and the chunk.
 type replyBuf [2 + ChunkBytes + 1]byte
 
-// replyBufs are those of Fetches, for a moment each.
+// replyBufs are those of workers, and of peers' for a moment each.
 var replyBufs = sync.Pool{New: func() any { return new(replyBuf) }}
 
 // ReceiverOptions configures a Receiver. Zero fields take the defaults named here.

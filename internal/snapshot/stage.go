@@ -511,18 +511,20 @@ func (t *transfer) keepNames() error {
 
 // work fetches chunks until there are no more jobs or the transfer has failed.
 func (t *transfer) work(buf []byte) {
+	reply := replyBufs.Get().(*replyBuf)
+	defer replyBufs.Put(reply)
 	for j := range t.jobs {
 		if t.ctx.Err() != nil {
 			continue // the planner stops sending
 		}
-		if err := t.doJob(j, buf); err != nil {
+		if err := t.doJob(j, buf, reply); err != nil {
 			t.cancel(err)
 		}
 	}
 }
 
-func (t *transfer) doJob(j job, buf []byte) error {
-	b, reused, err := t.fetchChunk(j.f.mf, j.chunk, buf, t.localPrefix(j, buf))
+func (t *transfer) doJob(j job, buf []byte, reply *replyBuf) error {
+	b, reused, err := t.fetchChunk(j.f.mf, j.chunk, buf, reply, t.localPrefix(j, buf))
 	if err != nil {
 		return err
 	}

@@ -148,6 +148,9 @@ func (m *Mem) begin(ctx context.Context, op Op, name string) error {
 		if err != nil {
 			return err
 		}
+		if err := ctx.Err(); err != nil {
+			return err // what f did took longer than the call may
+		}
 	}
 	if ro && op != OpRead && op != OpList {
 		return ErrReadOnly
@@ -251,4 +254,3 @@ func (m *Mem) Delete(ctx context.Context, name string) error {
 	delete(m.objects, name)
 	return nil
 }
-

@@ -126,12 +126,12 @@ func (s *Server) Stats() ServerStats {
 }
 
 // Live says how many pins of a group are live and the lowest index among them:
-// the raft log after it is still needed (TrimInput.Pinned).
+// the raft log after it is still needed (TrimInput.Pinned). The node's own do not count.
 func (s *Server) Live(group ident.GroupID) (lowest ident.Index, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pins {
-		if p.Group != group {
+		if p.Group != group || p.local() {
 			continue
 		}
 		if n == 0 || p.Point.Index < lowest {

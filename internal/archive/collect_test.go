@@ -2,14 +2,14 @@ package archive
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"chronik/internal/bucket"
 	"chronik/internal/ident"
@@ -168,55 +168,117 @@ func TestDeposedLeader(t *testing.T) {
 type actor struct {
 	cl   *Claim
 	busy bool
-	step chan bool // the scheduler lets the actor's next call happen, or not
-	at   chan string
+	step chan bool   // the scheduler lets the actor's next call happen, or not
+	at   chan string // what it is, one that waits
 	done chan func()
 }
 
-// TestModel runs uploads and collections of successive leaders against each
-// other, call by call in any order, with pauses of any length between calls: a
-// snapshot whose upload succeeded stays whole until enough newer ones are there.
+// next says what call the actor waits to make, "" if it sleeps.
+func (a *actor) next() string {
+	select {
+	case what := <-a.at:
+		a.at <- what
+		return what
+	default:
+		return ""
+	}
+}
+
+// TestModel has a leader with a past (snapshots, uploads that died, garbage of any
+// age) collect or upload while its successor claims, uploads and collects: call by
+// call in any order, calls refused, pauses of any length between them. A snapshot
+// whose upload succeeded stays whole until enough newer ones are there.
 func TestModel(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		// Drawn outside: within the bubble time jumps, which rapid takes for its own.
-		script := rapid.SliceOfN(rapid.Uint16Range(0, 6719), 150, 900).Draw(rt, "script")
-		var failed string
-		synctest.Test(t, func(t *testing.T) { failed = runModel(t, script) })
-		if failed != "" {
-			rt.Fatal(failed)
-		}
-	})
+	for seed := range uint64(*modelSeeds) {
+		synctest.Test(t, func(t *testing.T) {
+			if failed := runModel(t, rand.New(rand.NewPCG(*modelFrom+seed, 1))); failed != "" {
+				t.Fatalf("seed %d: %s", *modelFrom+seed, failed)
+			}
+		})
+	}
 }
 
-func runModel(t *testing.T, script []uint16) (failed string) {
+var (
+	modelSeeds = flag.Int("model.seeds", 800, "how many runs TestModel makes")
+	modelFrom  = flag.Uint64("model.from", 0, "the first of them")
+)
+
+func runModel(t *testing.T, rnd *rand.Rand) string {
 	b := bucket.NewMem()
-	m := &model{t: t, script: script, b: b, good: map[ident.Index]bool{}, c: must(New(b).Cluster(testCluster)), src: newNode(t)}
+	m := &model{t: t, rnd: rnd, b: b, c: must(New(b).Cluster(testCluster)), src: newNode(t), good: map[ident.Index]bool{}}
 	m.src.append("0.log", noise(1, 400))
-	for len(m.script) > 0 && failed == "" {
-		m.act()
-		failed = m.invariant()
-	}
-	for _, a := range m.actors {
-		for a.busy {
-			m.stepOf(a, false)
+	old := m.leader(1)
+	m.past(old)
+	m.task(old)
+	// The race. Both are stepped in any order until both are done.
+	for range m.choose(8) {
+		if old.busy {
+			m.stepOf(old, true)
 		}
 	}
-	return failed
+	young := m.leader(2)
+	hurry := m.choose(3) // the young one may do much between two calls of the old
+	for tasks := 3; ; {
+		if m.choose(12) == 0 {
+			time.Sleep([]time.Duration{time.Second, 9 * time.Second, 11 * time.Second, time.Minute, 31 * time.Minute, time.Hour}[m.choose(6)])
+		}
+		switch {
+		case !young.busy && young.cl != nil && tasks > 0:
+			tasks--
+			m.task(young)
+		case old.busy && (!young.busy || m.choose(2+10*hurry) == 0):
+			m.stepOf(old, m.lucky())
+		case young.busy:
+			m.stepOf(young, m.lucky())
+		default:
+			return m.invariant()
+		}
+		if failed := m.invariant(); failed != "" {
+			m.stop(old)
+			m.stop(young)
+			return failed
+		}
+	}
 }
 
-// choose takes the next decision: one of n.
-func (m *model) choose(n int) int {
-	if len(m.script) == 0 {
-		return 0
+func (m *model) lucky() bool { return m.choose(30) != 29 }
+
+// past is what happened before: uploads of which some died, collections, time.
+func (m *model) past(a *actor) {
+	m.finish(a)
+	for range 1 + m.choose(3) {
+		if m.index == 0 || m.choose(2) == 0 {
+			m.grow()
+		}
+		m.upload(a)
+		switch m.choose(3) {
+		case 0: // it dies somewhere
+			for range m.choose(12) {
+				m.stepOf(a, true)
+			}
+			m.stop(a)
+		case 1: // it dies before its manifest
+			for a.busy && a.next() != "put if absent" {
+				m.stepOf(a, true)
+			}
+			m.stop(a)
+		default:
+			m.finish(a)
+		}
+		if m.choose(3) > 0 {
+			m.collect(a)
+			m.finish(a)
+			time.Sleep([]time.Duration{time.Minute, time.Hour}[m.choose(2)])
+		}
 	}
-	v := int(m.script[0])
-	m.script = m.script[1:]
-	return v % n
 }
+
+// choose decides: one of n.
+func (m *model) choose(n int) int { return m.rnd.IntN(n) }
 
 type model struct {
 	t      *testing.T
-	script []uint16
+	rnd    *rand.Rand
 	b      *bucket.Mem
 	c      *Cluster
 	src    *node // what every leader's disk holds: replicas are equal
@@ -278,42 +340,19 @@ func (g gated) Delete(ctx context.Context, name string) error {
 	return g.Bucket.Delete(ctx, name)
 }
 
-// act does one thing: a new leader, a new task, one call of a running one, or time passes.
-func (m *model) act() {
-	switch m.choose(12) {
-	case 0:
-		if m.term > 0 && m.choose(4) > 0 {
-			return
-		}
-		m.term++
-		a := &actor{step: make(chan bool), at: make(chan string), done: make(chan func(), 1)}
-		m.actors = append(m.actors, a)
-		term, view := m.term, &Cluster{b: gated{m.b, a}, id: testCluster}
-		m.start(a, func() func() {
-			cl, err := view.Claim(context.Background(), testGroup, term, 1, WriteOptions{})
-			return func() {
-				if err == nil {
-					a.cl = cl
-				}
-			}
-		})
-	case 1, 2:
-		m.grow()
-	case 3, 4:
-		if a := m.pick(false); a != nil && a.cl != nil && m.index > 0 {
-			m.task(a)
-		}
-	case 5:
-		time.Sleep([]time.Duration{time.Second, 9 * time.Second, time.Minute, 29 * time.Minute, time.Hour}[m.choose(5)])
-	default:
-		if a := m.pick(true); a != nil {
-			for range 1 + m.choose(12) {
-				if a.busy {
-					m.stepOf(a, m.choose(40) > 0)
-				}
+// leader makes the claimant of a term; its claim is under way.
+func (m *model) leader(term ident.Term) *actor {
+	a := &actor{step: make(chan bool), at: make(chan string, 1), done: make(chan func(), 1)}
+	view := &Cluster{b: gated{m.b, a}, id: testCluster}
+	m.start(a, func() func() {
+		cl, err := view.Claim(context.Background(), testGroup, term, 1, WriteOptions{})
+		return func() {
+			if err == nil {
+				a.cl = cl
 			}
 		}
-	}
+	})
+	return a
 }
 
 // grow takes a new checkpoint; now and then the files begin anew, as a topic's records expire.
@@ -329,19 +368,6 @@ func (m *model) grow() {
 	m.src.checkpoint(m.index)
 }
 
-func (m *model) pick(busy bool) *actor {
-	var as []*actor
-	for _, a := range m.actors {
-		if a.busy == busy {
-			as = append(as, a)
-		}
-	}
-	if len(as) == 0 {
-		return nil
-	}
-	return as[m.choose(len(as))]
-}
-
 // start runs f on the actor's goroutine; what it returns runs here when it is done.
 func (m *model) start(a *actor, f func() func()) {
 	a.busy = true
@@ -350,14 +376,29 @@ func (m *model) start(a *actor, f func() func()) {
 }
 
 func (m *model) task(a *actor) {
-	if m.choose(2) == 0 {
-		m.start(a, func() func() {
-			_, _ = a.cl.Collect(context.Background(), modelKeep)
-			return func() {}
-		})
-		return
+	switch m.choose(5) {
+	case 0, 1:
+		m.collect(a)
+	case 2:
+		m.grow()
+		m.upload(a)
+	default:
+		m.upload(a)
 	}
-	// Pinned and hashed now, as the manager does.
+}
+
+func (m *model) collect(a *actor) {
+	m.start(a, func() func() {
+		_, _ = a.cl.Collect(context.Background(), modelKeep)
+		return func() {}
+	})
+}
+
+// upload pins and hashes now, as the manager does.
+func (m *model) upload(a *actor) {
+	if m.index == 0 {
+		m.grow()
+	}
 	index, src := m.index, m.src
 	pin := must(src.server.Pin(testGroup, 70, src.dir, 0))
 	man, _, err := src.server.Manifest(context.Background(), pin.ID)
@@ -371,6 +412,19 @@ func (m *model) task(a *actor) {
 			}
 		}
 	})
+}
+
+// finish lets what the actor does end; stop has every call of it refused.
+func (m *model) finish(a *actor) {
+	for a.busy {
+		m.stepOf(a, true)
+	}
+}
+
+func (m *model) stop(a *actor) {
+	for a.busy {
+		m.stepOf(a, false)
+	}
 }
 
 // settle waits until the actor is at its next call, asleep, or done.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/s3utils"
 )
 
 const (
@@ -56,6 +57,9 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 	e, err := url.Parse(endpoint)
 	if err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https" || strings.Trim(e.Path, "/") != "" || e.User != nil || e.RawQuery != "" {
 		return nil, fmt.Errorf("object store s3://%s: endpoint %q: want http://host:port or https://host", u.Host, endpoint)
+	}
+	if err := s3utils.CheckValidBucketName(u.Host); err != nil {
+		return nil, fmt.Errorf("object store s3://%s: %w", u.Host, err)
 	}
 	s := &s3Bucket{bucket: u.Host, prefix: strings.Trim(path.Clean("/"+u.Path), "/"), url: u.String()}
 	if s.prefix != "" {

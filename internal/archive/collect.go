@@ -18,7 +18,8 @@ type Collected struct {
 	Waiting int
 	// Kept snapshots remain; Unreadable of them keep every object from being removed.
 	Kept, Unreadable int
-	// NewestIncomplete: the newest snapshot lacks an object and wants uploading again.
+	// NewestIncomplete: the newest snapshot lacks an object, cannot be read, or is
+	// not there: it wants uploading again.
 	NewestIncomplete bool
 }
 
@@ -91,6 +92,7 @@ func (g *collection) choose(ctx context.Context) error {
 		return err
 	}
 	g.named = map[Sum]bool{}
+	g.out.NewestIncomplete = len(refs) == 0
 	whole := 0
 	var last ident.Index // of the whole snapshot before
 	for i, r := range refs {

@@ -131,6 +131,23 @@ func (c *Cluster) Snapshots(ctx context.Context, g ident.GroupID) ([]Ref, error)
 	return refs, err
 }
 
+// All lists the snapshots of every group. What was listed before an error is returned with it.
+func (c *Cluster) All(ctx context.Context) ([]Ref, error) {
+	gs, err := c.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []Ref
+	for _, g := range gs {
+		refs, err := c.Snapshots(ctx, g)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, refs...)
+	}
+	return all, nil
+}
+
 func refName(index ident.Index, term ident.Term, sum []byte) string {
 	return fmt.Sprintf("%016x-%016x-%x", uint64(index), uint64(term), sum[:refHashBytes])
 }

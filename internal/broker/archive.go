@@ -47,8 +47,31 @@ func (s *session) startArchive(ctx context.Context) error {
 	})
 	s.archive.Store(m)
 	s.tasks.Go(func() { m.Run(ctx) })
+	s.tasks.Go(func() { s.freshMeta(ctx) })
 	s.log.Info("keeping snapshots in the object store", "url", s.bucket.String(), "count", s.cfg.Snapshot.RetentionCount)
 	return nil
+}
+
+// metaFreshEvery is how old the newest snapshot of a changed metadata group may become.
+const metaFreshEvery = 2 * time.Second
+
+// freshMeta has the metadata group's leader take a snapshot soon after a change,
+// not only at its threshold: a restore needs the newest, and it is small.
+func (s *session) freshMeta(ctx context.Context) {
+	t := time.NewTicker(metaFreshEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if r := s.host.Replica(ident.MetaGroup); r != nil && r.IsLeader() {
+			if st := r.Status(); st.AppliedIndex > st.SnapshotIndex {
+				r.TakeCheckpoint(nil)
+			}
+		}
+	}
 }
 
 // archiveGroups is the session as the archive's Manager sees it.

@@ -1,0 +1,239 @@
+// Package archive runs real clusters that keep snapshots in an object store.
+package archive
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"chronik/test/harness"
+)
+
+// records are lines from..to.
+func records(from, to int) string {
+	var sb strings.Builder
+	for i := from; i <= to; i++ {
+		fmt.Fprintf(&sb, "record %06d %s\n", i, strings.Repeat("x", 200))
+	}
+	return sb.String()
+}
+
+func must(t *testing.T, out string, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// created is what 'snapshot create --json' prints.
+type created struct {
+	Snapshots []struct {
+		Group    string `json:"group"`
+		Node     int    `json:"node"`
+		Index    uint64 `json:"index"`
+		Leader   bool   `json:"leader"`
+		Uploaded uint64 `json:"uploaded"`
+	} `json:"snapshots"`
+}
+
+// create takes snapshots of a topic and returns the index at which orders-0 is in the object store.
+func create(t *testing.T, c *harness.Cluster) uint64 {
+	t.Helper()
+	out, err := c.CLI("snapshot", "create", "orders", "--upload", "--json")
+	var got created
+	if err := json.Unmarshal([]byte(must(t, out, err)), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Snapshots) != 3 {
+		t.Fatalf("%s", out)
+	}
+	for _, s := range got.Snapshots {
+		if s.Uploaded > 0 {
+			if !s.Leader || s.Uploaded < s.Index {
+				t.Fatalf("%s", out)
+			}
+			return s.Uploaded
+		}
+	}
+	t.Fatalf("nothing was uploaded: %s", out)
+	return 0
+}
+
+// objects lists the object store's files below the groups' kind of directory, oldest first.
+func objects(t *testing.T, dir, kind string) map[string]bool {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*", "groups", "*", kind, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := map[string]bool{}
+	for _, n := range names {
+		set[n] = true
+	}
+	return set
+}
+
+// TestObjectStore produces, uploads, lists and verifies; then a bit in the store
+// flips: verify names the object, and a download falls back and says so.
+func TestObjectStore(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	url := "file://" + dir
+	c := harness.Start(t, harness.Options{Threshold: 1000, Set: []string{"object_store.url=" + url}})
+	c.CreateTopic("orders", 1)
+	out, err := c.CLIInput(records(1, 500), "produce", "orders")
+	must(t, out, err)
+	first := create(t, c)
+	before := objects(t, dir, "objects")
+	out, err = c.CLIInput(records(501, 600), "produce", "orders")
+	must(t, out, err)
+	second := create(t, c)
+	if second <= first {
+		t.Fatalf("index %d after %d", second, first)
+	}
+
+	// Only what is new was sent: about a hundred records.
+	var added []string
+	var sum int64
+	for n := range objects(t, dir, "objects") {
+		if before[n] || !strings.Contains(n, groupOf(t, c)) {
+			continue
+		}
+		st, err := os.Stat(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		added = append(added, n)
+		sum += st.Size()
+	}
+	if len(added) != 1 || sum > 60_000 {
+		t.Fatalf("%d objects of %d bytes were added", len(added), sum)
+	}
+
+	// __meta comes by itself, and every list shows both places.
+	c.Eventually(20*time.Second, "__meta and orders-0 are listed", func() error {
+		out, err := c.CLI("snapshot", "list", "--from", url)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(out, "orders-0") || !strings.Contains(out, "__meta") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	out, err = c.CLI("snapshot", "list", "orders", "-o", "wide")
+	for _, want := range []string{"node 1", "node 2", "node 3", "object store", fmt.Sprint(first), fmt.Sprint(second)} {
+		if !strings.Contains(must(t, out, err), want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	out, err = c.CLI("snapshot", "show", "orders-0")
+	if !strings.Contains(must(t, out, err), "0 to before 600") {
+		t.Errorf("show: %s", out)
+	}
+	out, err = c.CLI("snapshot", "verify", "--all")
+	must(t, out, err)
+	metrics(t, c)
+	for m := range objects(t, dir, "manifests") {
+		out, err := c.CLI("debug", "snapshot", m)
+		if !strings.Contains(must(t, out, err), "check           ok") {
+			t.Errorf("debug: %s", out)
+		}
+		break
+	}
+
+	// A bit flips in what only the second snapshot has.
+	flip(t, added[0])
+	_, err = c.CLI("snapshot", "verify", "orders-0")
+	if err == nil || !strings.Contains(err.Error(), filepath.Base(added[0])) || !strings.Contains(err.Error(), "bytes") {
+		t.Fatalf("verify: %v", err)
+	}
+	to := filepath.Join(t.TempDir(), "g1")
+	out, err = c.CLI("snapshot", "download", "orders-0", "--from", url, "--to", to)
+	if !strings.Contains(must(t, out, err), fmt.Sprintf("index %d", first)) {
+		t.Errorf("download: %s", out)
+	}
+	out, err = c.CLI("debug", "snapshot", filepath.Join(to, "checkpoint"))
+	if !strings.Contains(must(t, out, err), fmt.Sprintf("index           %d\n", first)) {
+		t.Errorf("downloaded: %s", out)
+	}
+}
+
+// groupOf is the directory of orders-0 in the store.
+func groupOf(t *testing.T, c *harness.Cluster) string {
+	t.Helper()
+	out, err := c.CLI("snapshot", "show", "orders-0", "--json")
+	var v struct {
+		GroupID uint64 `json:"group_id"`
+	}
+	if err := json.Unmarshal([]byte(must(t, out, err)), &v); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("/groups/%d/", v.GroupID)
+}
+
+func flip(t *testing.T, name string) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 4
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// metrics looks for what the leader of orders-0 tells.
+func metrics(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	id, _, err := c.Leader("orders-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get("http://" + c.Node(id).Admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), "chronik_archive_uploads_total") || strings.Contains(string(b), "chronik_archive_uploads_total 0\n") {
+		t.Errorf("node %d tells of no upload", id)
+	}
+}
+
+// TestUnusableStore: a cluster whose object store cannot be written serves as if there were none.
+func TestUnusableStore(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := harness.Start(t, harness.Options{Threshold: 100, Set: []string{"object_store.url=file://" + file + "/store"}})
+	c.CreateTopic("orders", 1)
+	out, err := c.CLIInput(records(1, 300), "produce", "orders", "--batch-records", "1")
+	must(t, out, err)
+	if _, err := c.CLI("snapshot", "create", "orders", "--upload"); err == nil || !strings.Contains(err.Error(), "not a directory") {
+		t.Fatalf("create: %v", err)
+	}
+	c.Eventually(20*time.Second, "a node says so", func() error {
+		if !strings.Contains(c.Logs(), "Failed to upload snapshot for") {
+			return fmt.Errorf("nothing in the logs")
+		}
+		return nil
+	})
+	c.Eventually(20*time.Second, "the replicas are equal", func() error { return c.DigestsEqual("orders", 0, 300) })
+	for _, n := range c.Nodes() {
+		if err := c.Ready(n.ID); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -277,15 +277,13 @@ func (m *model) past(a *actor) {
 func (m *model) choose(n int) int { return m.rnd.IntN(n) }
 
 type model struct {
-	t      *testing.T
-	rnd    *rand.Rand
-	b      *bucket.Mem
-	c      *Cluster
-	src    *node // what every leader's disk holds: replicas are equal
-	term   ident.Term
-	index  ident.Index
-	actors []*actor
-	good   map[ident.Index]bool // whose upload succeeded
+	t     *testing.T
+	rnd   *rand.Rand
+	b     *bucket.Mem
+	c     *Cluster
+	src   *node // what every leader's disk holds: replicas are equal
+	index ident.Index
+	good  map[ident.Index]bool // whose upload succeeded
 }
 
 // modelKeep is how many snapshots the model's collectors keep.

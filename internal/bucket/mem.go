@@ -22,7 +22,7 @@ const (
 	OpDelete      Op = "delete"
 )
 
-// ErrHang, returned by Mem.Fault, has the call wait until its ctx ends.
+// ErrHang as the error of Mem.Fault has the call wait until its ctx ends.
 var ErrHang = errors.New("hang")
 
 // ErrReadOnly is what a Mem that is read-only answers to writes.

@@ -52,8 +52,26 @@ func (l *leading) newest() ident.Index {
 	return must(l.c.newestWhole(context.Background(), testGroup))
 }
 
+// lockedLog is what a Manager logs.
+type lockedLog struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // manage runs a Manager for the test's time. log gets what it logs.
-func manage(t *testing.T, log *bytes.Buffer) (*leading, *Manager) {
+func manage(t *testing.T, log *lockedLog) (*leading, *Manager) {
 	l := &leading{rig: newRig(t), led: true, term: 6}
 	l.append("0.log", noise(1, 5000))
 	m := NewManager(ManagerOptions{
@@ -70,7 +88,7 @@ func manage(t *testing.T, log *bytes.Buffer) (*leading, *Manager) {
 // group at once, keeps as many as it is told, and stops when it does not lead.
 func TestManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, m := manage(t, &bytes.Buffer{})
+		l, m := manage(t, &lockedLog{})
 		look := func(d time.Duration, want ident.Index) {
 			t.Helper()
 			time.Sleep(d)
@@ -141,7 +159,7 @@ func TestManagerAndBadStores(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var log bytes.Buffer
+				var log lockedLog
 				l, m := manage(t, &log)
 				heal := fault(l.b)
 				l.take(10)
@@ -168,7 +186,7 @@ func TestManagerAndBadStores(t *testing.T) {
 // TestManagerReplacesWhatIsLost: an emptied bucket gets the checkpoint again.
 func TestManagerReplacesWhatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, _ := manage(t, &bytes.Buffer{})
+		l, _ := manage(t, &lockedLog{})
 		l.take(10)
 		time.Sleep(time.Minute)
 		for _, n := range l.b.Names("") {
@@ -185,7 +203,7 @@ func TestManagerReplacesWhatIsLost(t *testing.T) {
 // TestUploadNow goes to the store whatever the interval says, and tells who does not lead.
 func TestUploadNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, m := manage(t, &bytes.Buffer{})
+		l, m := manage(t, &lockedLog{})
 		l.take(10)
 		time.Sleep(20 * time.Second)
 		l.take(20)

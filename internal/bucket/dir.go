@@ -184,10 +184,11 @@ func (d *directory) writeTmp(ctx context.Context, tmp string, data []byte, moved
 	if err != nil {
 		return err
 	}
+	piece := make([]byte, min(len(data), pieceBytes)) // a file may change what it is given
 	for len(data) > 0 && err == nil {
 		if err = ctx.Err(); err == nil {
-			n := min(len(data), pieceBytes)
-			_, err = f.Write(data[:n:n])
+			n := copy(piece, data)
+			_, err = f.Write(piece[:n])
 			data = data[n:]
 			moved()
 		}

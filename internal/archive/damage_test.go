@@ -102,7 +102,12 @@ func TestNothingThere(t *testing.T) {
 	r.append("0.log", noise(1, 5000))
 	r.put(10)
 	down := errors.New("down")
-	r.b.Fault(func(bucket.Op, string) error { return down })
+	r.b.Fault(func(op bucket.Op, _ string) error {
+		if op == bucket.OpRead {
+			return down
+		}
+		return nil
+	})
 	_, err = r.c.Newest(t.Context(), testGroup, func(Ref, error) { t.Fatal("went back because the store is down") })
 	wantErr(t, err, down)
 }

@@ -78,7 +78,7 @@ func TestTailIsNotMadeOfCrumbs(t *testing.T) {
 	}
 	m, fs, _ := r.fetch()
 	r.check(fs, "/d/g1")
-	if n := len(m.file("0.log").Extents); n > maxPieces {
+	if n := len(m.file("0.log").Extents); n > 16 {
 		t.Fatalf("%d extents", n)
 	}
 }

@@ -273,7 +273,7 @@ func (u *upload) flush(ctx context.Context) error {
 		u.man.Files[p.file].Extents[p.extent].Object = n
 	}
 	u.hole = u.hole[:0]
-	u.pack = nil // Put may have left the buffer with a store that hangs
+	u.pack = u.pack[:0] // after a success nobody reads it any more
 	return nil
 }
 

@@ -40,7 +40,7 @@ type Bucket interface {
 	// were: fewer than len(p) only where the object ends. ErrNotFound.
 	ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error)
 	// Put writes a whole object, replacing one of that name. After an error data
-	// may still be read: it must not be written to again.
+	// may still be read: it must not be written to again. After a success it may.
 	Put(ctx context.Context, name string, data []byte) error
 	// PutIfAbsent is Put, but for ErrExists if the name is taken.
 	PutIfAbsent(ctx context.Context, name string, data []byte) error

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -162,6 +163,41 @@ func TestObjectStore(t *testing.T) {
 	out, err = c.CLI("debug", "snapshot", filepath.Join(to, "checkpoint"))
 	if !strings.Contains(must(t, out, err), fmt.Sprintf("index           %d\n", first)) {
 		t.Errorf("downloaded: %s", out)
+	}
+}
+
+// TestWrongUse: each mistake is an error that says what to do.
+func TestWrongUse(t *testing.T) {
+	exe := harness.Binary(t)
+	store := filepath.Join(t.TempDir(), "store")
+	for _, w := range []struct {
+		args []string
+		code int
+		want []string
+	}{
+		{[]string{"list", "--from", "file://" + store}, 1, []string{"there are no snapshots in file://", "hint"}},
+		{[]string{"verify", "--from", "gs://x"}, 2, []string{"want file:///directory or s3://bucket/prefix"}},
+		{[]string{"show", "--from", "file://" + store}, 2, []string{"want 'chronik snapshot show GROUP'"}},
+		{[]string{"show", "orders-0", "--from", "file://" + store, "--cluster", "c1"}, 1, []string{"no snapshot of a group orders-0", "hint"}},
+		{[]string{"show", "7", "--from", "file://" + store, "--cluster", "../x"}, 2, []string{"cluster id"}},
+		{[]string{"download", "7", "--from", "file://" + store}, 2, []string{"--to"}},
+		{[]string{"download", "7", "--from", "file://" + store, "--cluster", "c1", "--to", store + "/x"}, 1, []string{"group 7", "no snapshot"}},
+		{[]string{"verify", "--index", "5", "--from", "file://" + store}, 2, []string{"--index wants a group"}},
+		{[]string{"create", "--partition", "1"}, 2, []string{"--partition wants a topic"}},
+		{[]string{"lits"}, 2, []string{"did you mean list"}},
+	} {
+		var errs strings.Builder
+		cmd := exec.Command(exe, append([]string{"snapshot"}, w.args...)...)
+		cmd.Stderr = &errs
+		_ = cmd.Run() // the exit code says it
+		for _, want := range w.want {
+			if cmd.ProcessState.ExitCode() != w.code || !strings.Contains(errs.String(), want) {
+				t.Errorf("snapshot %v: exit code %d, %q; want %d and %q", w.args, cmd.ProcessState.ExitCode(), errs.String(), w.code, want)
+			}
+		}
+	}
+	if _, err := os.Stat(store); err == nil {
+		t.Error("a question made the directory")
 	}
 }
 

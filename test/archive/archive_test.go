@@ -100,22 +100,8 @@ func TestObjectStore(t *testing.T) {
 	}
 
 	// Only what is new was sent: about a hundred records.
-	var added []string
-	var sum int64
-	for n := range objects(t, dir, "objects") {
-		if before[n] || !strings.Contains(n, groupOf(t, c)) {
-			continue
-		}
-		st, err := os.Stat(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		added = append(added, n)
-		sum += st.Size()
-	}
-	if len(added) != 1 || sum > 60_000 {
-		t.Fatalf("%d objects of %d bytes were added", len(added), sum)
-	}
+	group := groupOf(t, c)
+	added := addedTo(t, dir, group, before)
 
 	// __meta comes by itself, and every list shows both places.
 	c.Eventually(20*time.Second, "__meta and orders-0 are listed", func() error {
@@ -150,9 +136,9 @@ func TestObjectStore(t *testing.T) {
 	}
 
 	// A bit flips in what only the second snapshot has.
-	flip(t, added[0])
+	flip(t, added)
 	_, err = c.CLI("snapshot", "verify", "orders-0")
-	if err == nil || !strings.Contains(err.Error(), filepath.Base(added[0])) || !strings.Contains(err.Error(), "bytes") {
+	if err == nil || !strings.Contains(err.Error(), filepath.Base(added)) || !strings.Contains(err.Error(), "bytes") {
 		t.Fatalf("verify: %v", err)
 	}
 	to := filepath.Join(t.TempDir(), "g1")
@@ -245,6 +231,63 @@ func metrics(t *testing.T, c *harness.Cluster) {
 	if !strings.Contains(string(b), "chronik_archive_uploads_total") || strings.Contains(string(b), "chronik_archive_uploads_total 0\n") {
 		t.Errorf("node %d tells of no upload", id)
 	}
+}
+
+// addedTo returns the one object of a hundred records that a group has more than before.
+func addedTo(t *testing.T, dir, group string, before map[string]bool) string {
+	t.Helper()
+	var added []string
+	var sum int64
+	for n := range objects(t, dir, "objects") {
+		if before[n] || !strings.Contains(n, group) {
+			continue
+		}
+		st, err := os.Stat(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		added = append(added, n)
+		sum += st.Size()
+	}
+	if len(added) != 1 || sum > 60_000 {
+		t.Fatalf("%d objects of %d bytes were added", len(added), sum)
+	}
+	return added[0]
+}
+
+// TestNewLeaderSendsOnlyWhatIsNew: what another node sent is used, since replicas' files are equal.
+func TestNewLeaderSendsOnlyWhatIsNew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	c := harness.Start(t, harness.Options{Threshold: 1000, Set: []string{"object_store.url=file://" + dir}})
+	c.CreateTopic("orders", 1)
+	out, err := c.CLIInput(records(1, 500), "produce", "orders")
+	must(t, out, err)
+	create(t, c)
+	group, before := groupOf(t, c), objects(t, dir, "objects")
+	old, _, err := c.Leader("orders-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Kill(old)
+	c.Eventually(20*time.Second, "another leads", func() error {
+		for _, n := range c.Nodes() {
+			if r, err := c.Replica(n.ID, "orders-0"); n.ID != old && err == nil && r.Role == "leader" {
+				return nil
+			}
+		}
+		return fmt.Errorf("nobody does")
+	})
+	c.Restart(old)
+	c.Eventually(20*time.Second, "the old leader is back", func() error { return c.Ready(old) })
+	out, err = c.CLIInput(records(501, 600), "produce", "orders")
+	must(t, out, err)
+	create(t, c)
+	if id, _, err := c.Leader("orders-0"); err != nil || id == old {
+		t.Fatalf("node %d leads, %v", id, err)
+	}
+	addedTo(t, dir, group, before)
+	out, err = c.CLI("snapshot", "verify")
+	must(t, out, err)
 }
 
 // TestUnusableStore: a cluster whose object store cannot be written serves as if there were none.

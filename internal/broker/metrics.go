@@ -54,16 +54,6 @@ var (
 	descReceived      = desc("chronik_snapshot_received_bytes_total", "Snapshot bytes received since the start.")
 	descReused        = desc("chronik_snapshot_reused_bytes_total", "Snapshot bytes found on this node since the start.")
 	descTransfers     = desc("chronik_snapshot_transfers", "Snapshot transfers under way.", "direction")
-	descUploads       = desc("chronik_archive_uploads_total", "Snapshots uploaded to the object store since the start.")
-	descUploadFails   = desc("chronik_archive_failures_total", "Uploads and collections in the object store that failed since the start.")
-	descUploadSent    = desc("chronik_archive_sent_bytes_total", "Bytes sent to the object store since the start.")
-	descUploadReused  = desc("chronik_archive_reused_bytes_total", "Bytes of uploaded snapshots that were in the object store already.")
-	descUploadObjects = desc("chronik_archive_objects_total", "Objects sent to the object store since the start.")
-	descGCSnapshots   = desc("chronik_archive_removed_snapshots_total", "Snapshots removed from the object store since the start.")
-	descGCObjects     = desc("chronik_archive_removed_objects_total", "Objects removed from the object store since the start.")
-	descGCBytes       = desc("chronik_archive_removed_bytes_total", "Bytes removed from the object store since the start.")
-	descArchiveOK     = desc("chronik_archive_last_success_timestamp_seconds", "When an upload or collection last succeeded, Unix time; 0: never.")
-	descArchiveBehind = desc("chronik_archive_groups_behind", "Groups this node leads whose latest checkpoint is not in the object store.")
 	descConnections   = desc("chronik_wire_connections", "Open Kafka connections.")
 	descRequests      = desc("chronik_wire_requests_total", "Kafka requests received.")
 	descConsumerLag   = desc("chronik_group_consumer_lag_records", "Records a group has not committed, told by its coordinator.", "group", "topic", "partition")
@@ -82,6 +72,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if s == nil {
 		return
 	}
+	s.collectArchive(ch)
 	s.collectLog(ch)
 	s.collectReplicas(ch)
 	s.collectLag(ch)
@@ -92,17 +83,6 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(ch, descDiskFull, boolValue(s.disk.Full()))
 	gauge(ch, descTransfers, float64(len(s.receiver.Transfers())), "in")
 	gauge(ch, descTransfers, float64(len(s.server.Transfers())), "out")
-	if m := s.archive.Load(); m != nil {
-		st := m.Stats()
-		for d, v := range map[*prometheus.Desc]int64{
-			descUploads: st.Uploads, descUploadFails: st.Failures, descUploadSent: st.BytesSent, descUploadReused: st.BytesReused,
-			descUploadObjects: st.ObjectsSent, descGCSnapshots: st.SnapshotsRemoved, descGCObjects: st.ObjectsRemoved, descGCBytes: st.BytesFreed,
-		} {
-			counter(ch, d, float64(v))
-		}
-		gauge(ch, descArchiveOK, float64(st.LastSuccess))
-		gauge(ch, descArchiveBehind, float64(st.Behind))
-	}
 	if s.serving.Load() {
 		st := s.wire.Stats()
 		gauge(ch, descConnections, float64(st.Connections))

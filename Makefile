@@ -2,12 +2,13 @@
 .DEFAULT_GOAL := help
 GOFUMPT := mvdan.cc/gofumpt@v0.12.0
 LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VERSITYGW := v1.8.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 build: ## build bin/chronik
 	go build -o bin/chronik ./cmd/chronik
@@ -41,6 +42,10 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 chaos: ## break loaded clusters in every way, 20 rounds each
 	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
 
+s3: ## the object store against a real S3 server program, versitygw (built into a temporary directory)
+	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
+	CHRONIK_S3_SERVER=$$bin/versitygw go test -count=1 -v ./test/s3
+
 demo-input: ## every line of GOROOT/src through a cluster while a node dies
 	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
 
@@ -62,6 +67,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test race fuzz e2e compat kill chaos demo-input start-time ## everything
+full: lint test race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill chaos demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full

@@ -14,9 +14,9 @@ import (
 // (docs/architecture.md, "Packages"). Ring -1 may be imported by all.
 var rings = map[string]int{
 	"ident": -1, "invariant": -1, "vfs": -1,
-	"record": 0, "wire": 0, "transport": 0, "config": 0,
+	"record": 0, "wire": 0, "transport": 0, "config": 0, "bucket": 0,
 	"raftlog": 1, "segment": 1, "snapshot": 1, "identity": 1,
-	"raftgroup": 2,
+	"raftgroup": 2, "archive": 2,
 	"partition": 3, "metadata": 3,
 	"group": 4,
 	"kafka": 5, "admin": 5,
@@ -27,6 +27,7 @@ var rings = map[string]int{
 var soleImporters = map[string]string{
 	"go.etcd.io/raft/":       "raftgroup",
 	"google.golang.org/grpc": "transport",
+	"github.com/minio/":      "bucket",
 }
 
 // TestRings parses the imports in-process: a test that shells out to the go

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"chronik/internal/archive"
 	"chronik/internal/raftlog"
 	"chronik/internal/segment"
 	"chronik/internal/snapshot"
@@ -27,7 +28,18 @@ func newDebug() *cobra.Command {
 	c.AddCommand(
 		dump("raftlog", "the frames of a raftlog file", raftlog.Dump),
 		dump("segment", "the batches of a segment file", segment.Dump),
-		dump("snapshot", "the header and files of a checkpoint", snapshot.Dump),
+		dump("snapshot", "the header and files of a checkpoint, or a manifest of the object store", dumpSnapshot),
 	)
 	return c
+}
+
+func dumpSnapshot(fs vfs.FS, name string, w io.Writer) error {
+	is, err := archive.IsManifest(fs, name)
+	if err != nil {
+		return err
+	}
+	if is {
+		return archive.Dump(fs, name, w)
+	}
+	return snapshot.Dump(fs, name, w)
 }

@@ -1,5 +1,6 @@
 // Package admin is a node's HTTP side: health, readiness, metrics and the state
-// of cluster, replicas and transfers as JSON. It reads; it changes nothing.
+// of cluster, replicas, transfers and snapshots as JSON. It changes nothing but
+// that it takes a snapshot when asked.
 //
 //	GET /healthz     the process is up
 //	GET /readyz      the node serves: 200, else 503 with the reason
@@ -8,5 +9,6 @@
 //	GET /v1/replicas this node's replicas
 //	GET /v1/transfers snapshot transfers under way
 //	GET /v1/digest?topic=T&partition=P[&from=&to=]  hash of this node's stored batches
-//	GET|POST /v1/snapshots  list this node's checkpoints | take one now
+//	GET /v1/snapshots[?archived=false]  this node's checkpoints, and what the object store has
+//	POST /v1/snapshots[?topic=T&partition=P&upload=true]  take them here now and wait; upload those of led groups
 package admin

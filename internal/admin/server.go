@@ -29,8 +29,13 @@ type Source interface {
 	// Digest hashes the batches with offsets in [from, to); -1 means from the log start, to the high watermark.
 	Digest(topic string, partition int32, from, to int64) (Digest, error)
 	Checkpoints() []Checkpoint
-	// TakeCheckpoint takes checkpoints of a topic's partition, of a topic (-1), or of all groups ("").
-	TakeCheckpoint(topic string, partition int32) error
+	// Archived lists the cluster's snapshots in the object store.
+	Archived(ctx context.Context) Archived
+	// TakeCheckpoint takes checkpoints of a topic's partition, of a topic (-1), or
+	// of all groups (""), here, and waits until they are durable. With upload it
+	// also brings those of the groups this node leads into the object store. What
+	// went wrong with one stands in its row.
+	TakeCheckpoint(ctx context.Context, topic string, partition int32, upload bool) ([]Checkpoint, error)
 }
 
 // Server serves a Source over HTTP.
@@ -57,9 +62,7 @@ func NewServer(src Source, reg *prometheus.Registry, log *slog.Logger) *Server {
 		writeJSON(w, map[string]any{"transfers": src.Transfers()})
 	})
 	mux.HandleFunc("GET /v1/digest", func(w http.ResponseWriter, r *http.Request) { digest(w, r, src) })
-	mux.HandleFunc("GET /v1/snapshots", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, map[string]any{"snapshots": src.Checkpoints()})
-	})
+	mux.HandleFunc("GET /v1/snapshots", func(w http.ResponseWriter, r *http.Request) { snapshots(w, r, src) })
 	mux.HandleFunc("POST /v1/snapshots", func(w http.ResponseWriter, r *http.Request) { takeCheckpoint(w, r, src) })
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -128,17 +131,32 @@ func digest(w http.ResponseWriter, r *http.Request, src Source) {
 	writeJSON(w, d)
 }
 
+// snapshots lists this node's checkpoints, and unless archived=false what the object store has.
+func snapshots(w http.ResponseWriter, r *http.Request, src Source) {
+	out := Snapshots{Snapshots: src.Checkpoints()}
+	if r.URL.Query().Get("archived") != "false" {
+		a := src.Archived(r.Context())
+		out.Archived = &a
+	}
+	writeJSON(w, out)
+}
+
 func takeCheckpoint(w http.ResponseWriter, r *http.Request, src Source) {
+	q := r.URL.Query()
 	p, err := intParam(r, "partition", -1, -1, maxInt32)
+	if upload := q.Get("upload"); err == nil && upload != "" && upload != "true" && upload != "false" {
+		err = fmt.Errorf("upload=%q: want true or false", upload)
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if err := src.TakeCheckpoint(r.URL.Query().Get("topic"), int32(p)); err != nil {
+	done, err := src.TakeCheckpoint(r.Context(), q.Get("topic"), int32(p), q.Get("upload") == "true")
+	if err != nil {
 		http.Error(w, err.Error(), statusOf(err))
 		return
 	}
-	writeJSON(w, map[string]any{"requested": true})
+	writeJSON(w, map[string]any{"requested": true, "snapshots": done})
 }
 
 func statusOf(err error) int {

@@ -1,5 +1,7 @@
 package admin
 
+import "time"
+
 // Cluster is the answer of /v1/cluster: the metadata as this node has applied it.
 type Cluster struct {
 	ClusterID string  `json:"cluster_id"`
@@ -164,8 +166,38 @@ type Digest struct {
 	SHA256  string `json:"sha256"`
 }
 
-// Checkpoint is a row of /v1/snapshots.
+// Snapshots is the answer of GET /v1/snapshots.
+type Snapshots struct {
+	Snapshots []Checkpoint `json:"snapshots"` // of this node
+	Archived  *Archived    `json:"archived,omitempty"`
+}
+
+// Checkpoint is a checkpoint on the answering node.
 type Checkpoint struct {
-	Group string `json:"group"`
-	Index uint64 `json:"index"`
+	Group     string `json:"group"`
+	GroupID   uint64 `json:"group_id"`
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Index     uint64 `json:"index"`
+	Leader    bool   `json:"leader"`
+	// Uploaded is the index in the object store after a POST with upload; 0: not asked, or not led here.
+	Uploaded uint64 `json:"uploaded,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+// Archived is what the object store has of the cluster.
+type Archived struct {
+	URL       string             `json:"url"`             // empty: none is set
+	Error     string             `json:"error,omitempty"` // why the list is not whole
+	Snapshots []ArchivedSnapshot `json:"snapshots"`
+}
+
+// ArchivedSnapshot is a snapshot in the object store.
+type ArchivedSnapshot struct {
+	Group      string    `json:"group"` // empty: the metadata does not name it
+	GroupID    uint64    `json:"group_id"`
+	Index      uint64    `json:"index"`
+	LeaderTerm uint64    `json:"leader_term"`
+	Modified   time.Time `json:"modified"`
+	Object     string    `json:"object"` // its manifest
 }

@@ -15,6 +15,7 @@
 //	first start genesis with all peers, or registration at the metadata leader
 //	groups      opened from the log; each is released when nodes of a majority of its voters have said Hello
 //	register    this node's addresses are in the metadata
+//	archive     snapshots of led groups go to the object store, if there is one
 //	kafka       clients are served
 //
 // It stops in reverse: clients, leaderships handed over, groups, transport, log.

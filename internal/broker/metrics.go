@@ -94,6 +94,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if s == nil {
 		return
 	}
+	s.collectArchive(ch)
 	s.collectLog(ch)
 	s.collectReplicas(ch)
 	s.collectLag(ch)

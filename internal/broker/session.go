@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"chronik/internal/archive"
+	"chronik/internal/bucket"
 	"chronik/internal/config"
 	"chronik/internal/group"
 	"chronik/internal/ident"
@@ -53,6 +55,8 @@ type session struct {
 	quota    *wire.Quota // bytes of Kafka requests in flight
 	wire     *wire.Server
 	boot     *bootstrapper
+	bucket   bucket.Bucket // nil: no object store
+	archive  atomic.Pointer[archive.Manager]
 
 	// changed wakes those who wait for Image, leaders or liveness.
 	changed notifier
@@ -107,6 +111,9 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	s.life, s.cancel = context.WithCancel(context.Background())
 	s.setPhase("opening the store")
 	s.leaders = metadata.NewLeaders(s.node)
+	if s.bucket, err = b.openBucket(); err != nil {
+		return nil, err
+	}
 	if s.store, err = openStore(b.fs, cfg); err != nil {
 		return nil, err
 	}
@@ -284,6 +291,9 @@ func (s *session) start(ctx context.Context) error {
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
 	s.tasks.Go(func() { s.doubtIdentity(ctx) })
+	if err := s.startArchive(ctx); err != nil {
+		return err
+	}
 	s.tasks.Go(func() {
 		if err := s.wire.Serve(s.ls.kafka); err != nil && !errors.Is(err, wire.ErrServerClosed) {
 			s.endWith(fmt.Errorf("kafka address stopped: %w", err))

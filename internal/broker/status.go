@@ -226,29 +226,9 @@ func (v view) Checkpoints() []admin.Checkpoint {
 		return out
 	}
 	for _, r := range s.host.Replicas() {
-		if st := r.Status(); st.SnapshotIndex > 0 {
-			out = append(out, admin.Checkpoint{Group: st.Name, Index: uint64(st.SnapshotIndex)})
+		if row := s.checkpointRow(r); row.Index > 0 {
+			out = append(out, row)
 		}
 	}
 	return out
-}
-
-// TakeCheckpoint implements admin.Source.
-func (v view) TakeCheckpoint(topic string, partition int32) error {
-	s := v.b.session()
-	if s == nil {
-		return errNoSession
-	}
-	found := false
-	for _, r := range s.host.Replicas() {
-		spec := r.Spec()
-		if topic == "" || spec.Topic == topic && (partition < 0 || spec.Partition == partition) {
-			found = true
-			r.TakeCheckpoint(nil)
-		}
-	}
-	if !found {
-		return fmt.Errorf("%s: %w", topic, admin.ErrNotFound)
-	}
-	return nil
 }

@@ -77,7 +77,11 @@ type Snapshot struct {
 }
 
 // ObjectStore is the section object_store.
-type ObjectStore struct{ URL string }
+type ObjectStore struct {
+	URL            string
+	UploadInterval time.Duration
+	Grace          time.Duration
+}
 
 // Raftlog is the section raftlog.
 type Raftlog struct {

@@ -49,8 +49,9 @@ func TestDefaults(t *testing.T) {
 			ThresholdEntries: 10000, ThresholdBytes: 64 << 20, Interval: time.Hour, KeepEntries: 1000, HoldBytes: 64 << 20,
 			Compression: "zstd", MaxConcurrent: 2, RetentionCount: 3,
 		},
-		Raftlog: Raftlog{MaxBytes: 512 << 20, FileBytes: 64 << 20},
-		Group:   Group{Partitions: 8}, Txn: Txn{Partitions: 8},
+		ObjectStore: ObjectStore{UploadInterval: time.Minute, Grace: time.Hour},
+		Raftlog:     Raftlog{MaxBytes: 512 << 20, FileBytes: 64 << 20},
+		Group:       Group{Partitions: 8}, Txn: Txn{Partitions: 8},
 		Topic: Topic{AutoCreate: true, DefaultPartitions: 1},
 		Log:   Log{Level: "info", Format: "text"},
 	}

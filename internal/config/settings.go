@@ -76,6 +76,12 @@ var settings = []setting{
 
 	textSetting("object_store.url", "", "Where snapshots are kept besides: `file:///dir` or `s3://bucket/prefix?endpoint=…&region=…`. Empty: nowhere.",
 		func(c *Config) *string { return &c.ObjectStore.URL }).check(storeURL),
+	durationSetting("object_store.upload_interval", "1m", time.Second, 365*24*time.Hour,
+		"The least time between two uploads of a group's snapshots. Those of the cluster's metadata go at once.",
+		func(c *Config) *time.Duration { return &c.ObjectStore.UploadInterval }),
+	durationSetting("object_store.grace", "1h", time.Minute, 365*24*time.Hour,
+		"How long bytes in the object store must have belonged to no snapshot before they are removed. An upload may take half of it. The same on every node.",
+		func(c *Config) *time.Duration { return &c.ObjectStore.Grace }),
 
 	sizeSetting("raftlog.max_bytes", "512MiB", 1<<20, 1<<50, "How much the node's Raft log may grow before replicas take snapshots to shorten it.",
 		func(c *Config) *Size { return &c.Raftlog.MaxBytes }),

@@ -165,6 +165,16 @@ func decodeState(b []byte) (*state, error) {
 	return s, nil
 }
 
+// Offsets reads the first readable offset and the one after the last record from
+// a captured state.
+func Offsets(blob []byte) (start, next int64, err error) {
+	s, err := decodeState(blob)
+	if err != nil {
+		return 0, 0, err
+	}
+	return s.start, s.next, nil
+}
+
 func (s *state) decodeProducers(r *blobReader) error {
 	lastID := int64(-1)
 	for range r.count(blobProducerSize + blobBatchSize) {

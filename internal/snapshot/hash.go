@@ -80,22 +80,16 @@ func (s *Server) manifest(ctx context.Context, p *servedPin) (*pinManifest, erro
 	}
 }
 
-// Manifest returns a pin's manifest, waiting for it. For the object store and tests;
-// receivers get it through Handle.
+// Manifest returns a pin's manifest, waiting for it, without a slot. For the
+// object store and tests; receivers get it through Handle.
 func (s *Server) Manifest(ctx context.Context, id uint64) (*Manifest, ManifestID, error) {
 	for {
-		p := s.acquire(ctx, id)
+		p := s.hold(id)
 		if p == nil {
 			return nil, ManifestID{}, ErrPinGone
 		}
-		if p.waiting {
-			if err := ctx.Err(); err != nil {
-				return nil, ManifestID{}, err
-			}
-			continue
-		}
-		m, err := s.manifest(ctx, p.servedPin)
-		s.release(p.servedPin)
+		m, err := s.manifest(ctx, p)
+		s.release(p)
 		if errors.Is(err, errNotReady) {
 			continue
 		}

@@ -284,6 +284,7 @@ func (s *Server) expire() {
 	var next time.Time
 	for _, p := range s.pins {
 		switch {
+		case p.local():
 		case !p.deadline.After(now):
 			over = append(over, lapsed{p: p})
 		case next.IsZero() || p.deadline.Before(next):
@@ -293,7 +294,11 @@ func (s *Server) expire() {
 	for i := range over {
 		over[i].files, over[i].served = s.endLocked(over[i].p), over[i].p.served
 	}
-	if s.timer != nil && !next.IsZero() {
+	switch {
+	case s.timer == nil:
+	case next.IsZero(): // only the node's own are left: the next pin sets it again
+		s.timer = nil
+	default:
 		s.timer.Reset(next.Sub(now))
 	}
 	s.mu.Unlock()

@@ -126,13 +126,13 @@ func (s *Server) Stats() ServerStats {
 
 // Live lists the indexes of a group's offered pins: the raft log after each is still
 // needed (TrimInput.Pinned). Pins that receivers opened on another node than the one
-// that offers hold files only.
+// that offers hold files only, and so do the node's own.
 func (s *Server) Live(group ident.GroupID) []ident.Index {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var at []ident.Index
 	for _, p := range s.pins {
-		if p.Group == group && !p.opened {
+		if p.Group == group && !p.opened && !p.local() {
 			at = append(at, p.Point.Index)
 		}
 	}

@@ -70,7 +70,7 @@ func equal(t *testing.T, what, got, want string) {
 
 // TestCommands runs all that needs a cluster of three against one.
 func TestCommands(t *testing.T) {
-	c := harness.Start(t, harness.Options{Threshold: 100})
+	c := harness.Start(t, harness.Options{Threshold: 100, Set: []string{"object_store.url=file://" + filepath.Join(t.TempDir(), "store")}})
 	for _, s := range []struct {
 		name string
 		f    func(*testing.T, *harness.Cluster)

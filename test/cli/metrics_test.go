@@ -51,7 +51,7 @@ func value(t *testing.T, c *harness.Cluster, series string) (float64, bool) {
 }
 
 // name is a package of this project, and what is measured.
-var name = regexp.MustCompile(`^chronik_(raftlog|raftgroup|broker|partition|snapshot|wire|group|transport|kafka)_[a-z0-9_]+$`)
+var name = regexp.MustCompile(`^chronik_(raftlog|raftgroup|broker|partition|snapshot|wire|group|transport|kafka|archive)_[a-z0-9_]+$`)
 
 // metrics: their names, what lint says, labels without bounds, and that docs/metrics.md lists them. They tell lag.
 func metrics(t *testing.T, c *harness.Cluster) {

@@ -232,11 +232,11 @@ func (s *session) openHost() error {
 // openFunc says which state machine a replica has.
 func (s *session) openFunc(spec raftgroup.Spec) raftgroup.OpenFunc {
 	switch spec.Kind {
-	case kindMeta:
+	case metadata.KindMeta:
 		return metadata.Open(s.meta)
-	case kindTopic:
+	case metadata.KindTopic:
 		return partition.Opener{Handles: s.handles}.Open
-	case kindOffsets:
+	case metadata.KindOffsets:
 		return group.Open
 	default:
 		return nil

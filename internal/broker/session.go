@@ -252,6 +252,7 @@ func (s *session) run(parent context.Context) error {
 	defer stopWatch()
 	s.tr.Start()
 	s.tasks.Go(func() { s.announce(ctx) })
+	s.tasks.Go(func() { s.watchQuorum(ctx) })
 	errs := make(chan error, 1)
 	s.tasks.Go(func() { errs <- s.start(ctx) })
 	for {

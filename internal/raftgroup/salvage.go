@@ -171,8 +171,9 @@ func Fresh(group ident.GroupID, term ident.Term, o LoadOptions) (*Loaded, error)
 	return l, l.open(o.Open, nil, snapshot.Checkpoint{})
 }
 
-// LoadStaged opens a state that lies complete, with its checkpoint, in the replica's SalvageDir.
-func LoadStaged(o LoadOptions) (*Loaded, error) {
+// LoadStaged opens a state that lies complete, with its checkpoint, in the replica's
+// SalvageDir. term is the highest known of the group.
+func LoadStaged(term ident.Term, o LoadOptions) (*Loaded, error) {
 	dir := SalvageDir(o.Dir)
 	ck, blob, err := snapshot.Read(o.FS, dir)
 	if err != nil {
@@ -184,7 +185,7 @@ func LoadStaged(o LoadOptions) (*Loaded, error) {
 	}
 	l := &Loaded{
 		Index: ck.Point.Index, Term: ck.Point.Term, Generation: mem.generation,
-		group: ck.Group, term: ck.Point.Term, fs: o.FS, dir: dir, mem: mem,
+		group: ck.Group, term: max(term, ck.Point.Term), fs: o.FS, dir: dir, mem: mem,
 	}
 	return l, l.open(o.Open, blob, ck)
 }

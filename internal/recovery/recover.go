@@ -9,15 +9,11 @@ import (
 	"log/slog"
 	"slices"
 
-	"chronik/internal/group"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/metadata"
-	"chronik/internal/partition"
 	"chronik/internal/raftgroup"
 	"chronik/internal/raftlog"
-	"chronik/internal/segment"
-	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 )
 
@@ -31,59 +27,6 @@ type Options struct {
 	// Cluster is the new cluster's id; "": a random one.
 	Cluster string
 	Log     *slog.Logger
-}
-
-// openers know each kind of group's state machine.
-type openers struct{ handles *segment.Handles }
-
-func (o openers) of(kind byte) raftgroup.OpenFunc {
-	switch kind {
-	case metadata.KindMeta:
-		return metadata.Open(metadata.NewStore())
-	case metadata.KindTopic:
-		return partition.Opener{Handles: o.handles}.Open
-	case metadata.KindOffsets:
-		return group.Open
-	default:
-		return nil
-	}
-}
-
-// workshop is where a new store is put together: a directory, or, for a dry run, memory.
-type workshop struct {
-	fs       vfs.FS
-	replicas string
-	bring    func(from, to string, size int64, open bool) error
-	scratch  *vfs.Scratch // nil: it is real
-	openers  openers
-	store    ident.StoreID
-	node     ident.NodeID
-}
-
-func newWorkshop(d *dir, node ident.NodeID, dry bool) *workshop {
-	w := &workshop{
-		fs: d.fs, replicas: d.built("replicas"), bring: d.bring, openers: openers{segment.NewHandles(0)},
-		store: ident.NewStoreID(), node: node,
-	}
-	if dry {
-		w.scratch = vfs.NewScratch(d.fs)
-		w.fs, w.replicas = w.scratch, "/replicas"
-		w.bring = func(from, to string, size int64, _ bool) error { return w.scratch.Borrow(from, to, size) }
-	}
-	return w
-}
-
-func (w *workshop) options(spec raftgroup.Spec) raftgroup.LoadOptions {
-	return raftgroup.LoadOptions{FS: w.fs, Dir: raftgroup.ReplicaDir(w.replicas, spec), Bring: w.bring, Open: w.openers.of(spec.Kind)}
-}
-
-// clean removes what a load left that failed.
-func (w *workshop) clean(spec raftgroup.Spec) error {
-	if w.scratch != nil {
-		w.scratch.Forget()
-		return nil
-	}
-	return w.fs.RemoveAll(raftgroup.ReplicaDir(w.replicas, spec))
 }
 
 // Recover makes a new cluster of a survivor's data directory.
@@ -124,7 +67,7 @@ func Recover(ctx context.Context, o Options) (rep *Report, err error) {
 			Hint: "try another survivor's data directory, or 'chronik restore --from URL'",
 		}
 	}
-	r := &recoverer{o: o, d: d, id: id, shop: newWorkshop(d, id.Node, o.DryRun)}
+	r := &recoverer{o: o, id: id, maker: maker{d: d, node: id.Node, shop: newWorkshop(d, o.DryRun)}}
 	rep, err = r.run(ctx, log)
 	return rep, errors.Join(err, log.Close())
 }
@@ -165,17 +108,11 @@ func (d *dir) resume(dry bool) (*Report, error) {
 
 // recoverer is one run of Recover.
 type recoverer struct {
-	o    Options
-	d    *dir
-	id   identity.Identity
-	shop *workshop
+	o  Options
+	id identity.Identity
+	maker
 
 	remains map[ident.GroupID][]*raftgroup.Remains // the best first
-	rep     *Report
-	img     *metadata.Image // as the survivor's log ends
-	ids     map[ident.GroupID]ident.ReplicaID
-	least   ident.ReplicaID // above every id on this disk
-	at      ident.Index     // of the new Image
 }
 
 func (r *recoverer) run(ctx context.Context, log *raftlog.Log) (*Report, error) {
@@ -212,40 +149,11 @@ func (r *recoverer) run(ctx context.Context, log *raftlog.Log) (*Report, error) 
 	conf[ident.MetaGroup] = meta.Generation
 	r.aboutMeta(meta)
 	r.strangers()
-	for _, b := range r.img.Brokers() {
-		if b.Node != r.id.Node {
-			r.rep.Nodes = append(r.rep.Nodes, int32(b.Node))
-		}
-	}
+	r.others()
 	if r.o.DryRun {
 		return r.rep, nil
 	}
-	img := r.img.Recovered(metadata.Recovery{
-		ClusterID: cluster, Index: r.at, Node: r.id.Node, Store: r.shop.store, NextReplica: r.least, Generations: conf,
-	})
-	if err := r.saveMeta(meta, img); err != nil {
-		return nil, err
-	}
-	return r.rep, r.commit(cluster)
-}
-
-func (r *recoverer) commit(cluster string) error {
-	var kept []raftgroup.Kept
-	for i := range r.rep.Groups {
-		kept = append(kept, r.rep.Groups[i].kept)
-	}
-	if err := vfs.SyncDir(r.d.fs, r.shop.replicas); err != nil {
-		return err
-	}
-	if err := r.d.seed(r.shop.store, kept); err != nil {
-		return err
-	}
-	if err := r.d.announce(r.id.Node, r.shop.store, cluster); err != nil {
-		return err
-	}
-	aside, err := r.d.finish()
-	r.rep.Aside = aside
-	return err
+	return r.rep, r.make(cluster, meta, conf)
 }
 
 // survey finds what there is of each group, the most advanced replica first.
@@ -289,9 +197,7 @@ func (r *recoverer) openMeta() (*raftgroup.Loaded, error) {
 			continue
 		}
 		if img := l.SM.(*metadata.StateMachine).Image(); img.ClusterID != "" {
-			r.img = img
-			r.ids, _ = img.RecoveredIDs(r.least)
-			r.at, _ = l.Point()
+			r.plan(img, l)
 			return l, nil
 		}
 		errs = append(errs, errors.Join(fmt.Errorf("replica %d holds no metadata", m.Spec.Replica), l.Close()))
@@ -302,22 +208,9 @@ func (r *recoverer) openMeta() (*raftgroup.Loaded, error) {
 	}
 }
 
-func (r *recoverer) describe(p *metadata.Partition) *Group {
-	g := &Group{
-		Group: p.Name(), Topic: p.Topic, Partition: p.Partition, Outcome: Lost, NewReplica: uint64(r.ids[p.Group]),
-		LogStart: -1, NextOffset: -1, Others: []Other{}, id: p.Group,
-	}
-	for _, rep := range p.Replicas {
-		if rep.Node != r.id.Node {
-			g.Others = append(g.Others, Other{Replica: uint64(rep.ID), Node: int32(rep.Node), Store: rep.Store.String(), Learner: !rep.Voter()})
-		}
-	}
-	return g
-}
-
 // keep makes the group's new replica of the best that can be read, or an empty one.
 func (r *recoverer) keep(p *metadata.Partition, g *Group) error {
-	spec := p.Spec(metadata.Replica{ID: r.ids[p.Group], Node: r.id.Node, Store: r.shop.store, CreatedAt: r.at})
+	spec := r.spec(p)
 	term := ident.Term(0)
 	for _, m := range r.remains[p.Group] {
 		term = max(term, m.Term)
@@ -346,11 +239,7 @@ func (r *recoverer) keep(p *metadata.Partition, g *Group) error {
 	if g.Outcome == Lost {
 		g.note("no replica here: what it held is lost")
 	}
-	l, err := raftgroup.Fresh(p.Group, term, r.shop.options(spec))
-	if err != nil {
-		return err
-	}
-	return r.save(spec, g, l)
+	return r.fresh(spec, g, term)
 }
 
 // found fills in what was found of a group.
@@ -369,42 +258,6 @@ func (g *Group) found(m *raftgroup.Remains, l *raftgroup.Loaded) {
 	if l.Index < m.Commit {
 		g.note("entries %d to %d were committed and are lost", l.Index+1, m.Commit)
 	}
-}
-
-// save makes the state durable as the group's new replica, and lets go of it.
-func (r *recoverer) save(spec raftgroup.Spec, g *Group, l *raftgroup.Loaded) (err error) {
-	defer func() { err = errors.Join(err, l.Close()) }()
-	if r.shop.scratch != nil {
-		defer r.shop.scratch.Forget()
-	}
-	g.conf = l.Generation
-	_, term := l.Point()
-	g.NewTerm = uint64(term)
-	if p, ok := l.SM.(*partition.StateMachine); ok {
-		g.LogStart, g.NextOffset = p.Offsets()
-		if err := p.Verify(); err != nil {
-			g.note("kept with damage, which nobody can read or copy: %v", err)
-		}
-	}
-	if r.shop.scratch != nil {
-		return nil
-	}
-	g.kept, err = l.Save(raftgroup.SaveOptions{To: spec, Node: r.id.Node, Store: r.shop.store, Codec: snapshot.Zstd})
-	return err
-}
-
-// saveMeta writes the metadata group's replica with the new Image in place of its state.
-func (r *recoverer) saveMeta(meta *raftgroup.Loaded, img *metadata.Image) error {
-	p := img.Partition(ident.MetaGroup)
-	spec := p.Spec(p.Replicas[0])
-	kept, err := meta.SaveAt(r.d.fs, raftgroup.ReplicaDir(r.shop.replicas, spec), raftgroup.SaveOptions{
-		To: spec, Node: r.id.Node, Store: r.shop.store, Codec: snapshot.Zstd, Blob: img.WriteTo,
-	})
-	if err != nil {
-		return err
-	}
-	r.rep.Groups[0].kept = kept
-	return nil
 }
 
 // aboutMeta completes the metadata group's row, which is the first.

@@ -149,7 +149,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newStart(), newDev(), newStatus(), newVerify(), newTopic(), newProduce(), newConsume(),
-		newGroup(), newSnapshot(), newCluster(), newConfig(), newDebug(), newBench(), newVersion(), newReference(),
+		newGroup(), newSnapshot(), newCluster(), newRestore(), newConfig(), newDebug(), newBench(), newVersion(), newReference(),
 	)
 	wrapUsage(root)
 	return root

@@ -81,7 +81,7 @@ func printResumed(w io.Writer, rep *recovery.Report) {
 }
 
 func printGroups(w io.Writer, l *listing, rep *recovery.Report) {
-	fmt.Fprintf(w, "from %s, node %d of cluster %s\n\n", rep.Source, rep.Node, rep.OldCluster)
+	fmt.Fprintf(w, "from %s: cluster %s, for node %d\n\n", rep.Source, rep.OldCluster, rep.Node)
 	header := []string{"GROUP", "OUTCOME", "FROM", "TO", "COMMIT", "BEYOND", "START", "NEXT"}
 	if l.wide() {
 		header = append(header, "TERM", "NEW-TERM", "REPLICA", "NEW", "OTHERS")
@@ -133,7 +133,7 @@ func printNext(w io.Writer, rep *recovery.Report) {
 		fmt.Fprintf(w, "kept aside: %s\n", name)
 	}
 	fmt.Fprintf(w, "next: start node %d as before: it serves at once\n", rep.Node)
-	others := "the other nodes"
+	others := "other nodes"
 	if len(rep.Nodes) > 0 {
 		ids := make([]string, len(rep.Nodes))
 		for i, n := range rep.Nodes {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -31,7 +30,6 @@ type RestoreOptions struct {
 	DryRun bool
 	// Cluster is the new cluster's id; "": a random one.
 	Cluster string
-	Log     *slog.Logger
 }
 
 // Restore makes a new cluster of the newest snapshots in an object store.
@@ -226,7 +224,9 @@ func (r *restorer) openMeta(ctx context.Context) (*raftgroup.Loaded, error) {
 	for _, g := range slices.Sorted(maps.Keys(r.newest)) {
 		if m := r.newest[g]; img.Partition(g) == nil {
 			f := metadata.Found{Group: g, Topic: m.Topic, Partition: m.Partition, Coordinator: m.Kind == metadata.KindOffsets}
-			_ = f.TopicID.UnmarshalText([]byte(m.TopicID)) // zero: WithFound says so
+			if err := f.TopicID.UnmarshalText([]byte(m.TopicID)); err != nil {
+				f.TopicID = metadata.TopicID{} // WithFound says that it is missing
+			}
 			found = append(found, f)
 		}
 	}

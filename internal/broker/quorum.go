@@ -166,6 +166,7 @@ func (s *session) watchQuorum(ctx context.Context) {
 			text = shortfallText(fs, quorumNames)
 		}
 		switch w.look(text) {
+		case quorumNothing:
 		case quorumShort:
 			s.log.Error("groups cannot go on "+text, "groups", len(fs), "hint", shortfallHint(fs))
 		case quorumBack:

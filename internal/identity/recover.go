@@ -23,7 +23,7 @@ import (
 // Before Announce nothing has changed. After it nobody but who goes on with these steps
 // opens the directory: OpenStore refuses. The old store.id stays under another name.
 
-// ErrRecovering: a recovery of the directory was begun and not finished.
+// ErrRecovering says that a recovery of the directory was begun and not finished.
 var ErrRecovering = errors.New("a recovery of the data directory was interrupted")
 
 const (

@@ -316,6 +316,9 @@ func crashed(t *testing.T, disk *vfs.MemFS, old identity.Identity, records int64
 	}
 	// Whatever happened, a power cut now leaves the new store whole, and the old one aside.
 	disk = disk.CrashClone(vfs.CrashCloneCfg{})
+	if finishing(t, disk) { // that it was finished was not durable
+		must(Recover(t.Context(), Options{FS: disk, Dir: testDir}))
+	}
 	now := identityOf(t, disk)
 	if now.Store == old.Store || now.State != identity.Member {
 		t.Fatalf("%+v", now)
@@ -324,6 +327,15 @@ func crashed(t *testing.T, disk *vfs.MemFS, old identity.Identity, records int64
 	oldAgain(t, disk)
 	holds(t, disk, old.Cluster, records)
 	return kind
+}
+
+// finishing tells whether a store is announced.
+func finishing(t *testing.T, disk vfs.FS) bool {
+	t.Helper()
+	h := must(identity.Hold(disk, testDir))
+	defer func() { noErr(t, h.Close()) }()
+	_, err := h.Announced()
+	return err == nil
 }
 
 // TestDryRunChangesNothing: not a byte of the directory.

@@ -74,7 +74,7 @@ func (r *restorer) empty() error {
 		return err
 	}
 	for _, name := range names {
-		if name != "LOCK" && name != "lost+found" && !strings.HasSuffix(name, identity.RecoveredSuffix) {
+		if name != "LOCK" && name != "lost+found" && !strings.Contains(name, identity.RecoveredSuffix) {
 			return &Error{
 				Msg:  fmt.Sprintf("%s is not empty: it holds %s", r.o.Dir, name),
 				Hint: "a restore makes a new data directory; if this one is a survivor's, 'chronik cluster recover --dry-run' says what it holds",

@@ -48,10 +48,15 @@ func (d *dir) clear() error {
 	return vfs.SyncDir(d.fs, d.path)
 }
 
+// seedFileBytes is small: the node begins another file when it starts.
+const seedFileBytes = 1 << 20
+
 // seed makes the new raftlog with the replicas kept.
 func (d *dir) seed(store ident.StoreID, kept []raftgroup.Kept) error {
 	invariant.Point("recovery.seed")
-	log, err := raftlog.Open(raftlog.Options{FS: d.fs, Dir: d.built("raftlog"), Store: store, Create: true})
+	log, err := raftlog.Open(raftlog.Options{
+		FS: d.fs, Dir: d.built("raftlog"), Store: store, Create: true, FileBytes: seedFileBytes, MaxBytes: 1 << 50,
+	})
 	if err != nil {
 		return err
 	}

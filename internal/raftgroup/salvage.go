@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -86,6 +89,62 @@ func Survey(fs vfs.FS, dir string, log *raftlog.Log) []*Remains {
 		out = append(out, m)
 	}
 	return out
+}
+
+// SurveyFiles is Survey of a disk whose raftlog is gone: each replica has its newest
+// checkpoint and nothing behind it. Specs have only what a directory's name tells.
+func SurveyFiles(fs vfs.FS, dir string) ([]*Remains, error) {
+	names, err := vfs.List(fs, dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Remains
+	for _, name := range names {
+		key, digits, ok := cutLast(name, ".")
+		id, err := strconv.ParseUint(digits, 10, 64)
+		if !ok || err != nil || id == 0 {
+			continue
+		}
+		m := &Remains{fs: fs, Spec: Spec{Replica: ident.ReplicaID(id), Key: key, Name: key}}
+		m.Err = m.lookAtFiles(path.Join(dir, name))
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// lookAtFiles takes the highest generation that is complete.
+func (m *Remains) lookAtFiles(base string) error {
+	gens, err := snapshot.Generations(m.fs, base)
+	if err != nil {
+		return err
+	}
+	err = fmt.Errorf("%s: %w, and its log is gone", base, snapshot.ErrNoCheckpoint)
+	for _, g := range slices.Backward(gens) {
+		if g.Staging {
+			continue
+		}
+		ck, rerr := snapshot.ReadHeader(m.fs, g.Dir)
+		if rerr != nil {
+			err = rerr
+			continue
+		}
+		if m.mem, err = checkpointMembership(ck); err != nil {
+			continue
+		}
+		m.Spec.Group, m.dir, m.has = ck.Group, g.Dir, true
+		m.From, m.fromTerm, m.Members = ck.Point.Index, ck.Point.Term, m.mem.members
+		m.First, m.Last, m.LastTerm = m.From+1, m.From, m.fromTerm
+		m.Commit, m.Term = m.From, m.fromTerm
+		return nil
+	}
+	return err
 }
 
 func (m *Remains) look(dir string, c raftlog.Creation) (err error) {
@@ -243,6 +302,9 @@ const salvageBytes = 4 << 20
 
 // replay applies the log's entries. An error is of the place where the state is put together.
 func (m *Remains) replay(l *Loaded) error {
+	if m.view == nil {
+		return nil // SurveyFiles
+	}
 	last := m.view.LastIndex()
 	for l.Index < last && l.Cut == nil {
 		if first := m.view.FirstIndex(); first > l.Index+1 {

@@ -118,13 +118,34 @@ func TestRecoverDamage(t *testing.T) {
 			t.Fatal("a refused recovery changed the directory")
 		}
 	})
-	t.Run("the raftlog is gone", func(t *testing.T) {
-		disk := first.CrashClone(vfs.CrashCloneCfg{})
-		noErr(t, disk.RemoveAll(path.Join(testDir, "raftlog")))
-		if _, err := Recover(t.Context(), Options{FS: disk, Dir: testDir}); err == nil || !strings.Contains(err.Error(), "raftlog") {
-			t.Fatal(err)
+	for name, damage := range map[string]func(*vfs.MemFS) error{
+		"the raftlog is gone": func(d *vfs.MemFS) error { return d.RemoveAll(path.Join(testDir, "raftlog")) },
+		"the raftlog's head": func(d *vfs.MemFS) error {
+			flip(t, d, func([]byte) int { return 20 }, "raftlog/")
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testWithoutLog(t, first.CrashClone(vfs.CrashCloneCfg{}), records-20, damage) })
+	}
+}
+
+// testWithoutLog: each group ends at its checkpoint, at offset records; one without a readable checkpoint begins anew.
+func testWithoutLog(t *testing.T, disk *vfs.MemFS, records int64, damage func(*vfs.MemFS) error) {
+	noErr(t, damage(disk))
+	bad := disk.CrashClone(vfs.CrashCloneCfg{})
+	name := flip(t, bad, func(b []byte) int { return len(b) / 2 }, ordersKey(t, bad), "/checkpoint")
+	rep := must(Recover(t.Context(), Options{FS: bad, Dir: testDir, DryRun: true}))
+	if g := rowOf(t, rep, "orders-0"); g.Outcome != Damaged || !strings.Contains(strings.Join(g.Notes, "\n"), name) {
+		t.Fatalf("%+v", g)
+	}
+	for _, dry := range []bool{true, false} {
+		rep = must(Recover(t.Context(), Options{FS: disk, Dir: testDir, DryRun: dry}))
+		g := rowOf(t, rep, "orders-0")
+		if g.Outcome != Kept || g.NextOffset != records || rep.Count(Kept) != 4 || len(rep.Notes) != 1 || !strings.Contains(rep.Notes[0], "without the raftlog") {
+			t.Fatalf("%+v", rep)
 		}
-	})
+	}
+	serves(t, disk, records, 150)
 }
 
 // TestRecoverRefuses: what is no survivor's directory.

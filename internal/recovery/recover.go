@@ -58,17 +58,20 @@ func Recover(ctx context.Context, o Options) (rep *Report, err error) {
 	if err := d.free(id.Store); err != nil {
 		return nil, err
 	}
+	r := &recoverer{o: o, id: id, maker: maker{d: d, node: id.Node, shop: newWorkshop(d, o.DryRun)}}
 	log, err := raftlog.Open(raftlog.Options{
 		FS: o.FS, Dir: d.join("raftlog"), Store: id.Store, MaxBytes: 1 << 50, Logger: o.Log, // so large that nothing is tidied up
 	})
+	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) || errors.Is(err, raftlog.ErrCorrupt) {
+		return r.run(ctx, nil, err)
+	}
 	if err != nil {
 		return nil, &Error{
 			Msg: "the raftlog of " + o.Dir + " cannot be opened", Err: err,
 			Hint: "try another survivor's data directory, or 'chronik restore --from URL'",
 		}
 	}
-	r := &recoverer{o: o, id: id, maker: maker{d: d, node: id.Node, shop: newWorkshop(d, o.DryRun)}}
-	rep, err = r.run(ctx, log)
+	rep, err = r.run(ctx, log, nil)
 	return rep, errors.Join(err, log.Close())
 }
 
@@ -115,7 +118,8 @@ type recoverer struct {
 	remains map[ident.GroupID][]*raftgroup.Remains // the best first
 }
 
-func (r *recoverer) run(ctx context.Context, log *raftlog.Log) (*Report, error) {
+// run does the work. Without a log, whose loss is why, each group ends at its checkpoint.
+func (r *recoverer) run(ctx context.Context, log *raftlog.Log, loss error) (*Report, error) {
 	cluster := cmp.Or(r.o.Cluster, identity.NewClusterID())
 	r.rep = &Report{
 		DataDir: r.o.Dir, Source: r.o.Dir, Node: int32(r.id.Node), DryRun: r.o.DryRun, OldCluster: r.id.Cluster, OldStore: r.id.Store.String(),
@@ -126,12 +130,18 @@ func (r *recoverer) run(ctx context.Context, log *raftlog.Log) (*Report, error) 
 	} else if err := r.d.clear(); err != nil {
 		return nil, err
 	}
-	r.survey(log)
+	if loss != nil {
+		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("without the raftlog every group ends at its checkpoint; what came after it is lost: %v", loss))
+	}
+	if err := r.survey(log); err != nil {
+		return nil, err
+	}
 	meta, err := r.openMeta()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = meta.Close() }() // it holds no files
+	r.name()
 	conf := map[ident.GroupID]uint64{}
 	for _, p := range r.img.Survivors() {
 		if err := ctx.Err(); err != nil {
@@ -157,15 +167,48 @@ func (r *recoverer) run(ctx context.Context, log *raftlog.Log) (*Report, error) 
 }
 
 // survey finds what there is of each group, the most advanced replica first.
-func (r *recoverer) survey(log *raftlog.Log) {
+func (r *recoverer) survey(log *raftlog.Log) error {
 	r.remains = map[ident.GroupID][]*raftgroup.Remains{}
-	for _, m := range raftgroup.Survey(r.o.FS, r.d.join("replicas"), log) {
+	var all []*raftgroup.Remains
+	if log != nil {
+		all = raftgroup.Survey(r.o.FS, r.d.join("replicas"), log)
+	} else {
+		var err error
+		if all, err = raftgroup.SurveyFiles(r.o.FS, r.d.join("replicas")); err != nil {
+			return err
+		}
+	}
+	for _, m := range all {
+		if m.Spec.Group == 0 && m.Spec.Key == "meta" {
+			m.Spec.Group = ident.MetaGroup
+		}
 		r.remains[m.Spec.Group] = append(r.remains[m.Spec.Group], m)
 		r.least = max(r.least, m.Spec.Replica+1)
 		for _, other := range m.Members {
 			r.least = max(r.least, other.Replica+1)
 		}
 	}
+	r.rank()
+	return nil
+}
+
+// name finds the groups of replicas of which only the directory's name can be read.
+func (r *recoverer) name() {
+	unnamed := r.remains[0]
+	delete(r.remains, 0)
+	groups := map[string]ident.GroupID{}
+	for p := range r.img.Groups() {
+		groups[p.Key()] = p.Group
+	}
+	for _, m := range unnamed {
+		m.Spec.Group = groups[m.Spec.Key] // 0: its topic was deleted
+		r.remains[m.Spec.Group] = append(r.remains[m.Spec.Group], m)
+	}
+	r.rank()
+}
+
+// rank puts each group's most advanced replica first.
+func (r *recoverer) rank() {
 	for _, ms := range r.remains {
 		slices.SortStableFunc(ms, func(a, b *raftgroup.Remains) int {
 			if (a.Err == nil) != (b.Err == nil) {

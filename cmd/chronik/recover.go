@@ -132,7 +132,7 @@ func printNext(w io.Writer, rep *recovery.Report) {
 	for _, name := range rep.Aside {
 		fmt.Fprintf(w, "kept aside: %s\n", name)
 	}
-	fmt.Fprintf(w, "next: start node %d as before: it serves at once\n", rep.Node)
+	fmt.Fprintf(w, "next: start node %d as before: it serves what it has\n", rep.Node)
 	others := "other nodes"
 	if len(rep.Nodes) > 0 {
 		ids := make([]string, len(rep.Nodes))

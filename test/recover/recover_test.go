@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,6 +114,13 @@ func full(c *harness.Cluster) error {
 	return nil
 }
 
+func metrics(t *testing.T, c *harness.Cluster, id int) string {
+	t.Helper()
+	resp := must(http.Get("http://" + c.Node(id).Admin + "/metrics"))
+	defer func() { _ = resp.Body.Close() }()
+	return string(must(io.ReadAll(resp.Body)))
+}
+
 func move(t *testing.T, from, to string) {
 	t.Helper()
 	noErr(t, os.Rename(from, to))
@@ -147,6 +156,9 @@ func TestTwoOfThreeDisksLost(t *testing.T) {
 	out := must(c.CLI("status", "--admin", c.Node(1).Admin))
 	if !strings.Contains(out, "orders-1") || !strings.Contains(out, "cluster recover --dry-run") || !strings.Contains(out, "another disk") {
 		t.Errorf("status:\n%s", out)
+	}
+	if text := metrics(t, c, 1); !strings.Contains(text, `chronik_broker_groups_without_quorum{lost="true"} 11`) {
+		t.Errorf("metrics:\n%s", text)
 	}
 	if _, err := c.CLI("cluster", "recover", "--data-dir", c.Node(1).Dir); err == nil || !strings.Contains(err.Error(), "stop the node first") {
 		t.Errorf("a running node's directory: %v", err)

@@ -65,7 +65,7 @@ func ordersKey(t *testing.T, disk vfs.FS) string {
 // TestRecoverDamage: what is damaged is named with its file; the rest is kept, and the dry run says the same.
 func TestRecoverDamage(t *testing.T) {
 	first, records := survivor(t, true)
-	cl, stop := nodeAt(t, first, "10000")
+	cl, stop := nodeWith(t, first, "snapshot.threshold_entries", "10000")
 	for range 20 { // these are in the log alone
 		noErr(t, cl.ProduceSync(t.Context(), kgo.StringRecord(fmt.Sprintf("%d %s", records, strings.Repeat("x", 100)))).FirstErr())
 		records++

@@ -46,6 +46,27 @@ func failing(disk vfs.FS, n int) (vfs.FS, *int) {
 	})), &count
 }
 
+// TestFailedAttemptTakesNoSpace: what was built goes when the disk allows it.
+func TestFailedAttemptTakesNoSpace(t *testing.T) {
+	disk, _ := survivor(t, false)
+	failed := false
+	fsys := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if strings.Contains(op.Path, "raftlog.recovered") && op.Kind == errorfs.OpCreate && !failed {
+			failed = true
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	if _, err := Recover(t.Context(), Options{FS: fsys, Dir: testDir}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	for _, name := range must(vfs.List(disk, testDir)) {
+		if strings.Contains(name, "recovered") {
+			t.Errorf("%s is left", name)
+		}
+	}
+}
+
 // TestRecoverOnAFailingDisk fails every change of the disk in turn: the command says so, and the old store
 // is untouched or the command, run again, finishes.
 func TestRecoverOnAFailingDisk(t *testing.T) {

@@ -63,7 +63,8 @@ func Recover(ctx context.Context, o Options) (rep *Report, err error) {
 		FS: o.FS, Dir: d.join("raftlog"), Store: id.Store, MaxBytes: 1 << 50, Logger: o.Log, // so large that nothing is tidied up
 	})
 	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) || errors.Is(err, raftlog.ErrCorrupt) {
-		return r.run(ctx, nil, err)
+		rep, err = r.run(ctx, nil, err)
+		return rep, r.finished(err)
 	}
 	if err != nil {
 		return nil, &Error{
@@ -72,7 +73,15 @@ func Recover(ctx context.Context, o Options) (rep *Report, err error) {
 		}
 	}
 	rep, err = r.run(ctx, log, nil)
-	return rep, errors.Join(err, log.Close())
+	return rep, errors.Join(r.finished(err), log.Close())
+}
+
+// finished lets go of what a failed run built.
+func (r *recoverer) finished(err error) error {
+	if r.o.DryRun {
+		return err
+	}
+	return r.d.abandon(err)
 }
 
 func holdError(dir string, err error) error {

@@ -47,15 +47,19 @@ func freeAddr(t testing.TB) string {
 }
 
 // node runs a broker alone over fsys until the returned func is called.
-func node(t *testing.T, fsys vfs.FS) (*kgo.Client, func()) { return nodeAt(t, fsys, "30") }
+func node(t *testing.T, fsys vfs.FS) (*kgo.Client, func()) {
+	return nodeWith(t, fsys, "snapshot.threshold_entries", "30")
+}
 
-// nodeAt is node with a threshold for checkpoints.
-func nodeAt(t *testing.T, fsys vfs.FS, threshold string) (*kgo.Client, func()) {
+// nodeWith is node with one setting.
+func nodeWith(t *testing.T, fsys vfs.FS, setting, value string) (*kgo.Client, func()) {
 	t.Helper()
-	cfg := must(config.Load(config.LoadOptions{Flags: map[string]string{
+	flags := map[string]string{
 		"kafka.listen": freeAddr(t), "raft.listen": freeAddr(t), "admin.listen": freeAddr(t), "node.data_dir": testDir,
-		"raftlog.max_bytes": "8MiB", "raftlog.file_bytes": "1MiB", "snapshot.threshold_entries": threshold, "group.partitions": "2",
-	}}))
+		"raftlog.max_bytes": "8MiB", "raftlog.file_bytes": "1MiB", "group.partitions": "2",
+	}
+	flags[setting] = value
+	cfg := must(config.Load(config.LoadOptions{Flags: flags}))
 	b := must(broker.Start(context.Background(), broker.Options{Config: cfg, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Version: "test", FS: fsys}))
 	cl := must(kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Listen), kgo.DefaultProduceTopic("orders"), kgo.MaxBufferedRecords(1),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond })))

@@ -63,7 +63,11 @@ func Restore(ctx context.Context, o RestoreOptions) (rep *Report, err error) {
 		}
 	}
 	r.shop = newWorkshop(r.d, o.DryRun)
-	return r.run(ctx)
+	rep, err = r.run(ctx)
+	if !o.DryRun {
+		err = r.d.abandon(err)
+	}
+	return rep, err
 }
 
 // empty refuses a directory that holds anything but the remains of an attempt, and

@@ -164,6 +164,27 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreAsAnotherNode: a node that the old cluster did not have takes the seats.
+func TestRestoreAsAnotherNode(t *testing.T) {
+	old, records := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	disk := vfs.NewCrashableMem()
+	rep := must(Restore(t.Context(), RestoreOptions{FS: disk, Archive: archive.New(b), Dir: testDir, Node: 9}))
+	if rep.Node != 9 || !slices.Equal(rep.Nodes, []int32{1}) || rep.Count(Kept) != 4 {
+		t.Fatalf("%+v", rep)
+	}
+	cl, stop := nodeWith(t, disk, "node.id", "9")
+	defer stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r := cl.ProduceSync(ctx, kgo.StringRecord("new"))
+	noErr(t, r.FirstErr())
+	if r[0].Record.Offset != records {
+		t.Fatalf("the next record has offset %d, want %d", r[0].Record.Offset, records)
+	}
+}
+
 // TestRestoreWithoutATopicsSnapshot: the metadata names it, so it begins anew.
 func TestRestoreWithoutATopicsSnapshot(t *testing.T) {
 	old, _ := survivor(t, true)

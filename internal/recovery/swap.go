@@ -48,6 +48,18 @@ func (d *dir) clear() error {
 	return vfs.SyncDir(d.fs, d.path)
 }
 
+// abandon removes what an attempt built that failed with err, so that it takes no space,
+// unless its result was announced: that is to be finished.
+func (d *dir) abandon(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, aerr := d.hold.Announced(); !errors.Is(aerr, fs.ErrNotExist) {
+		return errors.Join(err, &Error{Msg: "what was made is complete and not in place yet", Hint: "run the same command again: it goes on from here"})
+	}
+	return errors.Join(err, d.clear())
+}
+
 // seedFileBytes is small: the node begins another file when it starts.
 const seedFileBytes = 1 << 20
 

@@ -20,7 +20,7 @@ var rings = map[string]int{
 	"partition": 3, "metadata": 3,
 	"group": 4,
 	"kafka": 5, "admin": 5,
-	"broker": 6,
+	"broker": 6, "recovery": 6,
 }
 
 // soleImporters names the only package that may import a module.

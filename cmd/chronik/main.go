@@ -148,8 +148,8 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		newStart(), newDev(), newDemo(), newStatus(), newVerify(), newTopic(), newProduce(), newConsume(),
-		newGroup(), newSnapshot(), newConfig(), newDebug(), newBench(), newVersion(), newReference(),
+		newStart(), newDev(), newDemo(), newStatus(), newVerify(), newTopic(), newProduce(), newConsume(), newGroup(),
+		newSnapshot(), newCluster(), newRestore(), newConfig(), newDebug(), newBench(), newVersion(), newReference(),
 	)
 	wrapUsage(root)
 	return root

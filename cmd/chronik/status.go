@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -110,17 +111,20 @@ type statusView struct {
 	Replicas  []admin.Replica  `json:"replicas"`
 	Transfers []admin.Transfer `json:"transfers"` // those that arrive, and those that leave for a node that does not answer
 	Missing   []int32          `json:"unreachable_nodes"`
+	// WithoutQuorum are the groups that cannot go on, as the nodes say that answered.
+	WithoutQuorum []admin.Shortfall `json:"without_quorum"`
 }
 
 func newStatus() *cobra.Command {
 	var b bootstrap
 	var l listing
 	var watch bool
+	var addrs string
 	c := &cobra.Command{
 		Use: "status", Short: "nodes, partitions, replicas, lag and transfers", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
-				v, err := statusOf(c.Context(), &b)
+				v, err := statusOf(c.Context(), &b, addrs)
 				if err != nil && (!watch || c.Context().Err() != nil) {
 					return err
 				}
@@ -143,15 +147,66 @@ func newStatus() *cobra.Command {
 	b.register(c)
 	l.register(c)
 	c.Flags().BoolVar(&watch, "watch", false, "refresh every second")
+	c.Flags().StringVar(&addrs, "admin", "", "ask these admin addresses, host:port,host:port; a node whose metadata has no majority answers nowhere else")
 	return c
 }
 
-func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
+// statusOf asks the nodes at the admin addresses, or, without any, those that Kafka's brokers name.
+func statusOf(ctx context.Context, b *bootstrap, addrs string) (*statusView, error) {
+	if addrs != "" {
+		cl, err := clusterAt(ctx, strings.Split(addrs, ","))
+		if err != nil {
+			return nil, err
+		}
+		return statusFrom(ctx, cl), nil
+	}
 	cl, err := b.cluster(ctx)
 	if err != nil {
-		return nil, err
+		return nil, withHint(err, "is a node running there? One that waits for others answers 'chronik status --admin HOST:PORT'; 'chronik dev' starts a local cluster")
 	}
-	v := &statusView{Cluster: cl, Replicas: []admin.Replica{}, Transfers: []admin.Transfer{}, Missing: []int32{}}
+	return statusFrom(ctx, cl), nil
+}
+
+// clusterAt asks admin addresses. The newest metadata counts; a node that has none yet is added to it.
+func clusterAt(ctx context.Context, addrs []string) (*admin.Cluster, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var best *admin.Cluster
+	asked := map[int32]string{}
+	var errs []error
+	for _, addr := range addrs {
+		cl := &admin.Cluster{}
+		if err := getJSON(ctx, strings.TrimSpace(addr), "/v1/cluster", cl); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		asked[cl.Node] = strings.TrimSpace(addr)
+		if best == nil || cl.MetaIndex > best.MetaIndex {
+			best = cl
+		}
+	}
+	if best == nil {
+		return nil, withHint(fmt.Errorf("no node's admin address answers: %w", joined(errs)), "--admin names the admin.listen of a node that runs")
+	}
+	for i := range best.Nodes {
+		n := &best.Nodes[i]
+		if addr, ok := asked[n.ID]; ok {
+			n.Admin = addr
+			delete(asked, n.ID)
+		} else {
+			n.Admin = reachable(n.Admin, n.Kafka)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(asked)) {
+		best.Nodes = append(best.Nodes, admin.Node{ID: id, Kafka: "-", Admin: asked[id]})
+	}
+	return best, nil
+}
+
+func statusFrom(ctx context.Context, cl *admin.Cluster) *statusView {
+	v := &statusView{
+		Cluster: cl, Replicas: []admin.Replica{}, Transfers: []admin.Transfer{}, Missing: []int32{}, WithoutQuorum: []admin.Shortfall{},
+	}
 	answers := make([]nodeAnswer, len(cl.Nodes))
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -171,6 +226,11 @@ func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
 			r.Node = n.ID
 			v.Replicas = append(v.Replicas, r)
 		}
+		for _, f := range answers[i].without {
+			if !slices.ContainsFunc(v.WithoutQuorum, func(o admin.Shortfall) bool { return o.Group == f.Group }) {
+				v.WithoutQuorum = append(v.WithoutQuorum, f)
+			}
+		}
 	}
 	for _, a := range answers {
 		for _, t := range a.transfers {
@@ -180,13 +240,42 @@ func statusOf(ctx context.Context, b *bootstrap) (*statusView, error) {
 		}
 	}
 	v.join()
-	return v, nil
+	return v
+}
+
+// printWithoutQuorum says which groups cannot go on, why, and what to do.
+func (v *statusView) printWithoutQuorum(w io.Writer) error {
+	if len(v.WithoutQuorum) == 0 {
+		return nil
+	}
+	hint := admin.AwayHint
+	var rows [][]string
+	for _, f := range v.WithoutQuorum {
+		var why []string
+		for _, m := range f.Missing {
+			if m.State == "replaced" {
+				why = append(why, fmt.Sprintf("node %d: another disk (store %.8s, it was %.8s)", m.Node, m.CurrentStore, m.Store))
+			} else {
+				why = append(why, fmt.Sprintf("node %d: %s (store %.8s)", m.Node, m.State, m.Store))
+			}
+		}
+		if f.Lost {
+			hint = admin.LostHint
+		}
+		rows = append(rows, []string{f.Group, fmt.Sprintf("%d of %d", f.Present, f.Voters), strconv.FormatBool(f.Lost), strings.Join(why, ", ")})
+	}
+	if err := table(w, []string{"WITHOUT A MAJORITY", "PRESENT", "LOST", "MISSING"}, rows); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s\n\n", hint)
+	return err
 }
 
 // nodeAnswer is what one node tells of its replicas and transfers.
 type nodeAnswer struct {
 	replicas  []admin.Replica
 	transfers []admin.Transfer
+	without   []admin.Shortfall // groups without a majority
 	err       error
 }
 
@@ -196,7 +285,7 @@ func askNode(ctx context.Context, addr string) nodeAnswer {
 		Transfers []admin.Transfer `json:"transfers"`
 	}
 	err := firstErr(getJSON(ctx, addr, "/v1/replicas", &rs), getJSON(ctx, addr, "/v1/transfers", &ts))
-	return nodeAnswer{rs.Replicas, ts.Transfers, err}
+	return nodeAnswer{rs.Replicas, ts.Transfers, rs.WithoutQuorum, err}
 }
 
 // join gives each replica the progress that its leader sees, and adds those that only their leader knows
@@ -267,6 +356,9 @@ func (v *statusView) print(w io.Writer, l *listing) error {
 		return err
 	}
 	fmt.Fprintln(w)
+	if err := v.printWithoutQuorum(w); err != nil {
+		return err
+	}
 	if without := v.leaderless(); len(without) > 0 {
 		fmt.Fprintf(w, "without a leader: %s\n\n", strings.Join(without, ", "))
 	}

@@ -75,6 +75,35 @@ type Replicas struct {
 	Node     int32     `json:"node"`
 	Replicas []Replica `json:"replicas"`
 	Retired  []Replica `json:"retired"`
+	// WithoutQuorum are the groups that cannot go on, as this node sees it.
+	WithoutQuorum []Shortfall `json:"without_quorum"`
+}
+
+// Advice about groups without a majority.
+const (
+	AwayHint = "start the nodes that are away; if their disks are lost for good: stop this node, then 'chronik cluster recover --dry-run'"
+	LostHint = "the disks of a majority are gone: stop this node, then 'chronik cluster recover --dry-run' says what it can save"
+)
+
+// Shortfall is a group of whose voters the answering node cannot reach a majority.
+type Shortfall struct {
+	Group   string         `json:"group"`
+	Voters  int            `json:"voters"`
+	Present int            `json:"present"`
+	Missing []MissingVoter `json:"missing"`
+	// Lost: so many disks are gone that the others can never make a majority.
+	Lost bool `json:"lost"`
+}
+
+// MissingVoter is a voter that takes no part.
+type MissingVoter struct {
+	ReplicaID uint64 `json:"replica_id"`
+	Node      int32  `json:"node"`
+	Store     string `json:"store"`
+	// State is unreachable, or replaced: the node is there with another disk.
+	State string `json:"state"`
+	// CurrentStore is what a replaced one's node has now.
+	CurrentStore string `json:"current_store,omitempty"`
 }
 
 // Replica is a replica on the answering node. Counters are since process start.

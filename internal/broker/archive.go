@@ -12,6 +12,7 @@ import (
 	"chronik/internal/archive"
 	"chronik/internal/bucket"
 	"chronik/internal/ident"
+	"chronik/internal/metadata"
 	"chronik/internal/partition"
 	"chronik/internal/raftgroup"
 	"chronik/internal/snapshot"
@@ -96,7 +97,7 @@ func (a archiveGroups) Led() []archive.Led {
 				Group: st.Group, Name: st.Name, Topic: st.Topic, Partition: st.Partition, Kind: spec.Kind, Key: spec.Key,
 				LogStartOffset: -1, NextOffset: -1,
 			},
-			Term: st.Term, Checkpoint: st.SnapshotIndex, Prompt: spec.Kind == kindMeta,
+			Term: st.Term, Checkpoint: st.SnapshotIndex, Prompt: spec.Kind == metadata.KindMeta,
 		}
 		if p := img.Partition(st.Group); p != nil && !p.TopicID.IsZero() {
 			l.Info.TopicID = p.TopicID.String()
@@ -142,7 +143,7 @@ func (a archiveGroups) describe(h *archive.Held, kind byte, dir string) (bool, e
 		return false, nil
 	}
 	h.CreatedAt, h.LogStartOffset, h.NextOffset = f.CreatedAt, -1, -1
-	if kind != kindTopic {
+	if kind != metadata.KindTopic {
 		return true, nil
 	}
 	blob, err := f.ReadBlob()

@@ -34,6 +34,8 @@ func openStore(fs vfs.FS, cfg *config.Config) (*identity.Store, error) {
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "is the node running already? each node needs its own node.data_dir"}
 	case errors.Is(err, identity.ErrWrongNode):
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "node.id or node.data_dir is wrong"}
+	case errors.Is(err, identity.ErrRecovering):
+		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "run the same 'chronik cluster recover' or 'chronik restore' again: it finishes what it began"}
 	case errors.Is(err, identity.ErrCorrupt):
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "if the cluster has other nodes, remove the data directory: this node comes back from them"}
 	default:
@@ -297,7 +299,7 @@ func (s *session) serveJoin(ctx context.Context, from ident.NodeID, data []byte)
 func metaSpec(replica ident.ReplicaID) raftgroup.Spec {
 	return raftgroup.Spec{
 		Group: ident.MetaGroup, Replica: replica, Name: metadata.MetaTopic, Key: "meta", Topic: metadata.MetaTopic,
-		Kind: kindMeta, Priority: true,
+		Kind: metadata.KindMeta, Priority: true,
 	}
 }
 

@@ -47,6 +47,7 @@ var (
 	descLogSync       = desc("chronik_raftlog_fsync_seconds", "Duration of the raftlog's fdatasyncs.")
 	descDiskFree      = desc("chronik_broker_disk_free_bytes", "Free space below the data directory.")
 	descDiskFull      = desc("chronik_broker_disk_full", "1 while records are refused because the disk is full.")
+	descNoQuorum      = desc("chronik_broker_groups_without_quorum", "Groups of whose voters this node cannot reach a majority, by whether the disks of one are gone.", "lost")
 	descReplicas      = desc("chronik_raftgroup_replicas", "Replicas on this node by role and state.", "role", "state")
 	descLag           = desc("chronik_raftgroup_replication_lag_entries", "Entries a follower lacks, as its leader sees it.", "topic", "partition", "node")
 	descLagBytes      = desc("chronik_raftgroup_replication_lag_bytes", "What the entries take that a follower lacks, by their mean size in its leader's log.", "topic", "partition", "node")
@@ -100,6 +101,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.collectLag(ch)
 	s.collectTransfers(ch)
 	s.collectSources(ch)
+	short := map[bool]int{}
+	for _, f := range s.shortfalls() {
+		short[f.Lost]++
+	}
+	for _, lost := range []bool{false, true} {
+		gauge(ch, descNoQuorum, float64(short[lost]), strconv.FormatBool(lost))
+	}
 	gauge(ch, descDiskFree, float64(s.disk.free.Load()))
 	gauge(ch, descDiskFull, boolValue(s.disk.Full()))
 	if s.serving.Load() {

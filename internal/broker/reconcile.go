@@ -12,13 +12,6 @@ import (
 	"chronik/internal/raftgroup"
 )
 
-// Kinds of groups: Spec.Kind says which state machine a replica has.
-const (
-	kindMeta byte = iota + 1
-	kindTopic
-	kindOffsets
-)
-
 // reconcileEvery bounds how long a change that no event announces goes unseen.
 const reconcileEvery = 500 * time.Millisecond
 
@@ -141,7 +134,7 @@ func (s *session) create(wanted []metadata.Wanted) error {
 	specs := make([]raftgroup.Spec, 0, len(wanted))
 	highest := ident.Index(0)
 	for _, w := range wanted {
-		specs = append(specs, specOf(w))
+		specs = append(specs, w.Spec())
 		highest = max(highest, w.Replica.CreatedAt)
 	}
 	if err := s.host.Create(specs); err != nil {
@@ -158,26 +151,6 @@ func (s *session) create(wanted []metadata.Wanted) error {
 	}
 	s.changed.notify()
 	return nil
-}
-
-func specOf(w metadata.Wanted) raftgroup.Spec {
-	p := w.Partition
-	spec := raftgroup.Spec{
-		Group: p.Group, Replica: w.Replica.ID, Name: p.Name(), Key: p.Key(), Topic: p.Topic, Partition: p.Partition,
-		CreatedAt: w.Replica.CreatedAt, Kind: kindTopic,
-	}
-	switch {
-	case p.Group == ident.MetaGroup:
-		spec.Kind, spec.Priority = kindMeta, true
-	case p.TopicID.IsZero():
-		spec.Kind = kindOffsets
-	}
-	if w.Founder {
-		for _, f := range p.Founders {
-			spec.Members = append(spec.Members, raftgroup.Member{Replica: f.Replica, Node: f.Node, Store: f.Store})
-		}
-	}
-	return spec
 }
 
 // retire deletes a replica that an applied Image does not name any more. What was

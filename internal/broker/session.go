@@ -232,11 +232,11 @@ func (s *session) openHost() error {
 // openFunc says which state machine a replica has.
 func (s *session) openFunc(spec raftgroup.Spec) raftgroup.OpenFunc {
 	switch spec.Kind {
-	case kindMeta:
+	case metadata.KindMeta:
 		return metadata.Open(s.meta)
-	case kindTopic:
+	case metadata.KindTopic:
 		return partition.Opener{Handles: s.handles}.Open
-	case kindOffsets:
+	case metadata.KindOffsets:
 		return group.Open
 	default:
 		return nil
@@ -252,6 +252,7 @@ func (s *session) run(parent context.Context) error {
 	defer stopWatch()
 	s.tr.Start()
 	s.tasks.Go(func() { s.announce(ctx) })
+	s.tasks.Go(func() { s.watchQuorum(ctx) })
 	errs := make(chan error, 1)
 	s.tasks.Go(func() { errs <- s.start(ctx) })
 	for {

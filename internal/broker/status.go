@@ -22,14 +22,20 @@ var _ admin.Source = view{}
 var errNoSession = errors.New("the node is starting")
 
 // Ready implements admin.Source: this node's Image is current, clients are served,
-// and every group it hosts has a leader that can be reached.
+// and every group it hosts has a majority and a leader that can be reached.
 func (v view) Ready() error {
 	s := v.b.session()
 	if s == nil {
 		return errNoSession
 	}
-	if !s.serving.Load() {
+	short := s.quorumError()
+	switch serving := s.serving.Load(); {
+	case !serving && short != nil:
+		return fmt.Errorf("%s; %w", s.phase.Load(), short)
+	case !serving:
 		return errors.New(s.phase.Load().(string))
+	case short != nil:
+		return short
 	}
 	for _, r := range s.host.Replicas() {
 		st := r.Status()
@@ -93,11 +99,12 @@ func (s *session) partitionView(p *metadata.Partition) admin.Partition {
 
 // Replicas implements admin.Source.
 func (v view) Replicas() admin.Replicas {
-	out := admin.Replicas{Node: int32(v.b.opt.Config.Node.ID), Replicas: []admin.Replica{}, Retired: []admin.Replica{}}
+	out := admin.Replicas{Node: int32(v.b.opt.Config.Node.ID), Replicas: []admin.Replica{}, Retired: []admin.Replica{}, WithoutQuorum: []admin.Shortfall{}}
 	s := v.b.session()
 	if s == nil {
 		return out
 	}
+	out.WithoutQuorum = s.shortfalls()
 	img := s.meta.Image()
 	transfers := map[ident.GroupID]*admin.Transfer{}
 	for _, t := range s.receiver.Transfers() {

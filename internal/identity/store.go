@@ -125,6 +125,9 @@ func randomRun() uint64 {
 }
 
 func (s *Store) open(node ident.NodeID) error {
+	if err := recovering(s.fs, s.dir); err != nil {
+		return err
+	}
 	c, err := read(s.fs, path.Join(s.dir, fileName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

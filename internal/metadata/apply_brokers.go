@@ -142,6 +142,8 @@ func (w *work) loseStores(index ident.Index, node ident.NodeID, keep ident.Store
 // one at (node, store) unless its place is already being taken. It tells whether it changed anything.
 //
 //	voter           → marked Lost, still counted; a fresh replica joins in its place
+//	lost voter      → the same, if no replica joins in its place: Image.Recovered leaves
+//	                  such, commands never do (the metadata group has none to be filled)
 //	joining replica → dropped and to be removed; a fresh one joins in the same place
 //	learner         → dropped and to be removed; a fresh learner
 func (w *work) lose(p *Partition, index ident.Index, id ident.ReplicaID, node ident.NodeID, store ident.StoreID) bool {
@@ -149,12 +151,11 @@ func (w *work) lose(p *Partition, index ident.Index, id ident.ReplicaID, node id
 	fresh := Replica{Node: node, Store: store, CreatedAt: index}
 	switch {
 	case r.Voter():
-		if r.Lost {
-			return false // its successor, if it is lost too, is met by itself
-		}
+		known := r.Lost
 		r.Lost = true
-		if p.successor(id) != nil {
-			return true // a move or swap is under way: that replica takes the place
+		if known && p.Group == ident.MetaGroup || p.successor(id) != nil {
+			// A move or swap is under way: that replica takes the place. If it is lost too, it is met by itself.
+			return !known
 		}
 		fresh.Joining, fresh.Replaces = true, id
 	case r.Joining:

@@ -197,6 +197,12 @@ func (c *capture) Files() []raftgroup.CaptureFile {
 func (c *capture) Published() { c.pin.Published() }
 func (c *capture) Release()   { c.pin.Release() }
 
+// Offsets returns the first readable offset and the one the next record gets.
+func (s *StateMachine) Offsets() (start, next int64) {
+	v := s.view.Load()
+	return v.start, v.next
+}
+
 // Verify implements raftgroup.Verifier: it reads every batch and checks its CRC and order.
 func (s *StateMachine) Verify() error {
 	return s.read(func(v *view) error { return v.log.Verify() })

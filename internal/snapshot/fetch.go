@@ -49,7 +49,7 @@ type transfer struct {
 	others      []*other      // first opt.More, then the offer's peers
 	jobs        chan job      // from the planner to the workers
 	hashing     sync.WaitGroup
-	unnamed     atomic.Int64  // bytes of complete files whose names may not be durable
+	unnamed     atomic.Int64 // bytes of complete files whose names may not be durable
 	// The planner's own.
 	open  []*stagedFile
 	space map[string]int64            // disk space reserved for each file of the manifest

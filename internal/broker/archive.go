@@ -53,6 +53,33 @@ func (s *session) startArchive(ctx context.Context) error {
 	return nil
 }
 
+const (
+	// archiveLeast is the size from which on a snapshot is worth a look into the
+	// object store: asking takes longer than sending less.
+	archiveLeast = snapshot.ChunkBytes
+	// archiveRest is how long an object store that failed is not asked: nodes come
+	// back with hundreds of groups, and each would wait for it.
+	archiveRest = 30 * time.Second
+)
+
+// archivedChunks opens what the object store has of a group whose snapshot is
+// about to be received: raftgroup's Options.Archive.
+func (s *session) archivedChunks(ctx context.Context, g ident.GroupID, size int64) (snapshot.ChunkSource, error) {
+	id := s.store.ClusterID()
+	if s.bucket == nil || id == "" || size < archiveLeast || time.Now().UnixNano() < s.archiveRests.Load() {
+		return nil, nil
+	}
+	cl, err := archive.New(s.bucket).Cluster(id)
+	if err != nil {
+		return nil, err
+	}
+	src, err := cl.Source(ctx, g)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		s.archiveRests.Store(time.Now().Add(archiveRest).UnixNano())
+	}
+	return src, err
+}
+
 // metaFreshEvery is how old the newest snapshot of a changed metadata group may become.
 const metaFreshEvery = 2 * time.Second
 

@@ -56,7 +56,9 @@ type session struct {
 	wire     *wire.Server
 	boot     *bootstrapper
 	bucket   bucket.Bucket // nil: no object store
-	archive  atomic.Pointer[archive.Manager]
+	// archiveRests: until then (Unix nanoseconds) no transfer asks the object store.
+	archiveRests atomic.Int64
+	archive      atomic.Pointer[archive.Manager]
 
 	// changed wakes those who wait for Image, leaders or liveness.
 	changed notifier
@@ -214,7 +216,7 @@ func (s *session) openHost() error {
 		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
 		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes),
-		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), MinReplicas: s.minReplicas,
+		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), MinReplicas: s.minReplicas, Archive: s.archivedChunks,
 		Policy: raftgroup.Policy{
 			ThresholdEntries: s.cfg.Snapshot.ThresholdEntries, ThresholdBytes: int64(s.cfg.Snapshot.ThresholdBytes),
 			Interval: s.cfg.Snapshot.Interval, KeepEntries: keep, HoldBytes: int64(s.cfg.Snapshot.HoldBytes),

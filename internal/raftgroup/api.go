@@ -271,9 +271,9 @@ type Options struct {
 	// DiskReserve is how many bytes a snapshot transfer leaves free.
 	DiskReserve int64
 	// Archive, if set, opens what the object store has of a group, for a snapshot
-	// that is about to be received; nil: nothing. It is called on the transfer's
+	// of so many bytes that is about to be received; nil: nothing, or not worth it. It is called on the transfer's
 	// goroutine and given little time; the source is closed after the transfer.
-	Archive func(ctx context.Context, group ident.GroupID) (snapshot.ChunkSource, error)
+	Archive func(ctx context.Context, group ident.GroupID, size int64) (snapshot.ChunkSource, error)
 	// MinReplicas, if set, says how many replicas a write to a partition waits for:
 	// snapshots for partitions that have fewer come before those of others.
 	MinReplicas func(Spec) int

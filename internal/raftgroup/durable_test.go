@@ -326,7 +326,7 @@ func TestRule15QueuedReceiverLives(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.Archive = func(ctx context.Context, _ ident.GroupID) (snapshot.ChunkSource, error) { // asked before the slot is
+			o.Archive = func(ctx context.Context, _ ident.GroupID, _ int64) (snapshot.ChunkSource, error) { // asked before the slot is
 				<-ctx.Done() // archiveTimeout is twice the transfer's
 				return nil, ctx.Err()
 			}

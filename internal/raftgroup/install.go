@@ -125,7 +125,7 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 		r.log.Warn("no donor directories", "err", err)
 	}
 	var more []snapshot.ChunkSource
-	if src := r.archive(ctx); src != nil {
+	if src := r.archive(ctx, offer.Bytes); src != nil {
 		defer src.Close()
 		more = append(more, src)
 	}

@@ -55,7 +55,7 @@ func (h *Host) findCheckpoint(ctx context.Context, group ident.GroupID, index id
 
 // archive opens the object store's copy of the group, nil if there is none or it
 // does not answer in time.
-func (r *Replica) archive(ctx context.Context) snapshot.ChunkSource {
+func (r *Replica) archive(ctx context.Context, size int64) snapshot.ChunkSource {
 	open := r.h.opt.Archive
 	if open == nil {
 		return nil
@@ -68,7 +68,7 @@ func (r *Replica) archive(ctx context.Context) snapshot.ChunkSource {
 	defer cancel()
 	ch := make(chan opened)
 	go func() {
-		src, err := open(ctx, r.spec.Group)
+		src, err := open(ctx, r.spec.Group, size)
 		select {
 		case ch <- opened{src, err}:
 		case <-ctx.Done():

@@ -183,7 +183,7 @@ func TestArchiveGivesTheBytes(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.Archive = func(ctx context.Context, g ident.GroupID) (snapshot.ChunkSource, error) { return a.open(ctx, g) }
+			o.Archive = func(ctx context.Context, g ident.GroupID, _ int64) (snapshot.ChunkSource, error) { return a.open(ctx, g) }
 		}
 	}, func(c *cluster) {
 		c.create(3)
@@ -313,7 +313,7 @@ func TestPriority(t *testing.T) {
 func lateTransfers(c *cluster) {
 	c.tune = func(o *Options) {
 		o.Policy = Policy{ThresholdEntries: 20, KeepEntries: 2, HoldBytes: 1}
-		o.Archive = func(context.Context, ident.GroupID) (snapshot.ChunkSource, error) {
+		o.Archive = func(context.Context, ident.GroupID, int64) (snapshot.ChunkSource, error) {
 			time.Sleep(5 * time.Second)
 			return nil, nil
 		}

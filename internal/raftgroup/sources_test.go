@@ -183,7 +183,9 @@ func TestArchiveGivesTheBytes(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.Archive = func(ctx context.Context, g ident.GroupID, _ int64) (snapshot.ChunkSource, error) { return a.open(ctx, g) }
+			o.Archive = func(ctx context.Context, g ident.GroupID, _ int64) (snapshot.ChunkSource, error) {
+				return a.open(ctx, g)
+			}
 		}
 	}, func(c *cluster) {
 		c.create(3)

@@ -31,21 +31,21 @@ func newSnapshot() *cobra.Command {
 	return c
 }
 
-// store says which archive a command reads: --from and --cluster, else what the running cluster uses.
-type store struct {
+// archiveFlags say which archive a command reads: --from and --cluster, else what the running cluster uses.
+type archiveFlags struct {
 	b       bootstrap
 	from    string
 	cluster string
 }
 
-func (s *store) register(c *cobra.Command) {
+func (s *archiveFlags) register(c *cobra.Command) {
 	s.b.register(c)
 	c.Flags().StringVar(&s.from, "from", "", "object store to read: file:///dir or s3://bucket/prefix?endpoint=…; default: the running cluster's object_store.url")
 	c.Flags().StringVar(&s.cluster, "cluster", "", "cluster id, if the object store has snapshots of several")
 }
 
 // open returns the archive and the cluster's part of it.
-func (s *store) open(ctx context.Context) (*archive.Archive, *archive.Cluster, error) {
+func (s *archiveFlags) open(ctx context.Context) (*archive.Archive, *archive.Cluster, error) {
 	id := s.cluster
 	if s.from == "" {
 		cl, err := s.b.cluster(ctx)
@@ -156,7 +156,7 @@ type listedSnapshot struct {
 }
 
 func newSnapshotList() *cobra.Command {
-	var s store
+	var s archiveFlags
 	var l listing
 	c := &cobra.Command{
 		Use: "list [TOPIC]", Short: "the snapshots on every node and in the object store", Args: cobra.MaximumNArgs(1),
@@ -217,7 +217,7 @@ func printSnapshots(w io.Writer, l *listing, rows []listedSnapshot) error {
 }
 
 // listNodes asks every node, and one of them for the object store.
-func listNodes(ctx context.Context, s *store, warn io.Writer) ([]listedSnapshot, error) {
+func listNodes(ctx context.Context, s *archiveFlags, warn io.Writer) ([]listedSnapshot, error) {
 	cl, err := s.b.cluster(ctx)
 	if err != nil {
 		return nil, err
@@ -257,7 +257,7 @@ func listNodes(ctx context.Context, s *store, warn io.Writer) ([]listedSnapshot,
 }
 
 // listStore lists what an object store has, without a cluster.
-func listStore(ctx context.Context, s *store) ([]listedSnapshot, error) {
+func listStore(ctx context.Context, s *archiveFlags) ([]listedSnapshot, error) {
 	_, cl, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -428,7 +428,7 @@ type shownFile struct {
 }
 
 func newSnapshotShow() *cobra.Command {
-	var s store
+	var s archiveFlags
 	var l listing
 	var index uint64
 	c := &cobra.Command{
@@ -500,7 +500,7 @@ type verifiedSnapshot struct {
 }
 
 func newSnapshotVerify() *cobra.Command {
-	var s store
+	var s archiveFlags
 	var l listing
 	var index uint64
 	var all bool
@@ -541,7 +541,7 @@ func newSnapshotVerify() *cobra.Command {
 	return c
 }
 
-func verifySnapshots(ctx context.Context, s *store, args []string, index uint64, all bool) ([]verifiedSnapshot, error) {
+func verifySnapshots(ctx context.Context, s *archiveFlags, args []string, index uint64, all bool) ([]verifiedSnapshot, error) {
 	_, cl, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -604,7 +604,7 @@ func verifySnapshot(ctx context.Context, cl *archive.Cluster, r archive.Ref) (ve
 }
 
 func newSnapshotDownload() *cobra.Command {
-	var s store
+	var s archiveFlags
 	var index uint64
 	var to string
 	c := &cobra.Command{

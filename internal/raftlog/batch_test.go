@@ -137,6 +137,14 @@ func TestCacheIsBounded(t *testing.T) {
 			}
 		}
 	}
+	// Sizes are published after a batch's callbacks, so before those of the next.
+	measured := func() {
+		t.Helper()
+		done := make(chan error, 1)
+		l.PutNode([]byte("node"), func(err error) { done <- err })
+		check(t, <-done)
+	}
+	measured()
 	full := l.Stats().CacheBytes
 	if full < 14<<10 {
 		t.Fatalf("cache has %d bytes only", full)
@@ -147,11 +155,13 @@ func TestCacheIsBounded(t *testing.T) {
 	wantEntries(t, l, 5, append(want[0][:33:33], run(5, 35, 2, 2, 10)...))
 	l.Trim(6, 40)
 	check(t, add(l, 5, HardState{2, 0, 1}, nil))
+	measured()
 	if c := l.Stats().CacheBytes; c > 2000 {
 		t.Fatalf("cache has %d bytes of trimmed entries, had %d", c, full)
 	}
 	check(t, l.Remove(5))
 	check(t, l.Remove(6))
+	measured()
 	if c := l.Stats().CacheBytes; c != 0 {
 		t.Fatalf("cache has %d bytes of nobody", c)
 	}

@@ -80,15 +80,15 @@ func TestChunkSourceFails(t *testing.T) {
 	files := tree{"0.log": noise(1, 20*mib)}
 	for name, c := range map[string]struct {
 		spoil func(ctx context.Context, b []byte) ([]byte, error)
-		reads int64 // at most
+		reads int64 // at most: the checkpoint's chunk, then four at a time
 		least int64 // bytes taken from it
 		text  string
 	}{
 		"gives all":     {nil, 21, 20 * mib, ""},
 		"has nothing":   {func(context.Context, []byte) ([]byte, error) { return nil, ErrNoChunk }, 21, 0, ""},
-		"wrong bytes":   {func(_ context.Context, b []byte) ([]byte, error) { return flip(b, 5), nil }, 4, 1, "hash differs"},
-		"cut":           {func(_ context.Context, b []byte) ([]byte, error) { return b[:len(b)-1], nil }, 4, 1, "hash differs"},
-		"nothing, well": {func(context.Context, []byte) ([]byte, error) { return nil, nil }, 4, 0, "0 bytes"},
+		"wrong bytes":   {func(_ context.Context, b []byte) ([]byte, error) { return flip(b, 5), nil }, 5, 1, "hash differs"},
+		"cut":           {func(_ context.Context, b []byte) ([]byte, error) { return b[:len(b)-1], nil }, 5, 1, "hash differs"},
+		"nothing, well": {func(context.Context, []byte) ([]byte, error) { return nil, nil }, 5, 0, "0 bytes"},
 		"fails": {func(context.Context, []byte) ([]byte, error) {
 			return nil, errors.New("bucket is not there")
 		}, 6, 0, "bucket is not there"},

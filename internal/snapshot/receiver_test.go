@@ -335,7 +335,7 @@ func TestFetchDiskFullAtEachStep(t *testing.T) {
 		full = false
 		g.check(g.fs, must(g.fetch()).Dir)
 	}
-	if refused < 20 {
+	if refused < 12 {
 		t.Fatalf("only %d steps", refused)
 	}
 }

@@ -92,6 +92,11 @@ func TestChooseThreshold(t *testing.T) {
 			t.Errorf("%s: %d, want %d", name, got.Threshold, c.want)
 		}
 	}
+	busy := sweepOf([4]float64{100, 1000, 10, 0.2}, [4]float64{1000, 1000, 10, 1})
+	busy.Rows[0].SnapshotSeconds = mostWork + 1
+	if got, _ := busy.choose(); got.Threshold != 1000 {
+		t.Errorf("%d, which does nothing but snapshots", got.Threshold)
+	}
 	text := sweepOf([4]float64{100, 600, 80, 0.2}, [4]float64{100000, 1000, 10, 0.3}).advise()
 	if !strings.HasPrefix(text, "Choose 100,000: it has 100 % of the best throughput") || !strings.Contains(text, "With 100 it is 60 %") {
 		t.Error(text)

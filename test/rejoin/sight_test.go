@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,8 +21,9 @@ import (
 	"chronik/test/harness"
 )
 
-// TestTransferInSight: while a wiped node receives a snapshot, slowly, everything says so: both nodes'
-// /v1/transfers, the replicas, the status command and the metrics. Afterwards nothing does.
+// TestTransferInSight: while a wiped node receives a snapshot, slowly, everything says so: /v1/transfers of
+// the receiver, of the leader that offered it and of the follower that gives the bytes, the replicas, the status
+// command and the metrics. Afterwards nothing does.
 func TestTransferInSight(t *testing.T) {
 	c := harness.Start(t, harness.Options{Threshold: 50, Set: []string{"snapshot.max_bytes_per_second=2MiB"}})
 	c.CreateTopic("orders", 1)
@@ -39,12 +41,14 @@ func TestTransferInSight(t *testing.T) {
 	}
 	c.Wipe(3)
 	c.Restart(3)
+	giver := 3 - leader
 	var in, out admin.Transfer
-	c.Eventually(10*time.Second, "a transfer is well under way on both nodes", func() error {
-		var err1, err2 error
+	c.Eventually(10*time.Second, "a transfer is well under way on all nodes", func() error {
+		var err1, err2, err3 error
 		in, err1 = transferOf(c, 3, "in")
-		out, err2 = transferOf(c, leader, "out")
-		if err := errors.Join(err1, err2); err != nil {
+		out, err2 = transferOf(c, giver, "out")
+		_, err3 = transferOf(c, leader, "out")
+		if err := errors.Join(err1, err2, err3); err != nil {
 			return err
 		}
 		if in.BytesDone < in.BytesTotal/4 {
@@ -52,11 +56,14 @@ func TestTransferInSight(t *testing.T) {
 		}
 		return nil
 	})
-	for _, tr := range []admin.Transfer{in, out} {
-		if tr.Group != group || tr.Topic != "orders" || tr.Partition != 0 || int(tr.Source) != leader || tr.Target != 3 || tr.State != "transferring" || tr.Index < 100 || tr.Term == 0 ||
+	for source, tr := range map[int]admin.Transfer{leader: in, giver: out} {
+		if tr.Group != group || tr.Topic != "orders" || tr.Partition != 0 || int(tr.Source) != source || tr.Target != 3 || tr.State != "transferring" || tr.Index < 100 || tr.Term == 0 ||
 			tr.BytesDone == 0 || tr.BytesTotal < 9_000_000 || tr.BytesPerSecond < 100_000 || tr.SecondsLeft <= 0 || tr.Seconds <= 0 || tr.Attempts != 1 {
 			t.Errorf("%+v", tr)
 		}
+	}
+	if n := fmt.Sprint("node ", giver); len(in.From) == 0 || !slices.ContainsFunc(in.From, func(f admin.TransferSource) bool { return f.Source == n && f.Bytes > in.BytesReceived/2 }) {
+		t.Errorf("the bytes come from %+v, not from %s", in.From, n)
 	}
 	live := status(t, c)
 	r := rowOf(live, 3)

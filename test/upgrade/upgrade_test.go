@@ -24,7 +24,7 @@ import (
 	"chronik/test/harness"
 )
 
-// write makes the fixture of the current version anew: go test ./test/upgrade -run TestFixture -write 0.1.0
+// write makes the fixture of the current version anew: go test ./test/upgrade -run TestFixture -write 0.2.0
 var write = flag.String("write", "", "write the fixture of this version")
 
 const (

@@ -176,11 +176,12 @@ func (b *benchCluster) metrics(ctx context.Context, id int) (metrics, error) {
 	err := b.ask(ctx, id, http.MethodGet, "/metrics", func(r io.Reader) error {
 		sc := bufio.NewScanner(r)
 		for sc.Scan() {
-			series, text, ok := strings.Cut(sc.Text(), " ")
-			if !ok || !strings.HasPrefix(series, "chronik_") {
+			i := strings.LastIndexByte(sc.Text(), ' ') // a label's value may have some, too
+			if i < 0 || !strings.HasPrefix(sc.Text(), "chronik_") {
 				continue
 			}
-			v, err := strconv.ParseFloat(text, 64)
+			series := sc.Text()[:i]
+			v, err := strconv.ParseFloat(sc.Text()[i+1:], 64)
 			if err != nil {
 				return fmt.Errorf("metric %s: %w", series, err)
 			}

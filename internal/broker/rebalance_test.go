@@ -61,6 +61,12 @@ func TestRebalanceMovesReplicas(t *testing.T) {
 			return err
 		}
 		begun = append(begun, got.Begun...)
+		for _, m := range got.Begun {
+			p := c.b[3].session().meta.Image().Partition(ident.GroupID(m.GroupID))
+			if r := p.Replica(ident.ReplicaID(m.ReplicaID)); r != nil && r.Lost {
+				t.Fatalf("%s: a replica that moves counts as lost", m.Group)
+			}
+		}
 		if len(got.UnderWay)+len(got.Planned) > 0 {
 			return fmt.Errorf("%d under way, %d planned", len(got.UnderWay), len(got.Planned))
 		}
@@ -97,7 +103,7 @@ func spreadRecords(t *testing.T, c *trio, from, to int) {
 	}
 }
 
-// holds returns nil if the node has n replicas of groups, and no more on its disk.
+// holds returns nil if the node has n replicas of groups.
 func holds(s *session, groups []ident.GroupID, n int) error {
 	got := 0
 	for _, g := range groups {
@@ -111,7 +117,7 @@ func holds(s *session, groups []ident.GroupID, n int) error {
 	return nil
 }
 
-// equal returns nil if two nodes have the group, with the same eleven records.
+// equal returns nil if two nodes have the group, with the same records, eleven.
 func equal(c *trio, g ident.GroupID) error {
 	var seen []string
 	for i := 1; i <= 3; i++ {

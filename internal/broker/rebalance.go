@@ -111,7 +111,7 @@ func moveViews(moves []metadata.Move) []admin.Move {
 // handOver has another replica lead before a step takes out this one, which leads: the
 // group would wait an election timeout for a new leader. The new one takes the step.
 // It says false if there is nothing to hand over, or no voter near enough to the end.
-func handOver(r *raftgroup.Replica, step metadata.Step, st metadata.GroupStatus) bool {
+func (s *session) handOver(r *raftgroup.Replica, step metadata.Step, st metadata.GroupStatus) bool {
 	if r.Group() == ident.MetaGroup {
 		return false
 	}
@@ -120,6 +120,7 @@ func handOver(r *raftgroup.Replica, step metadata.Step, st metadata.GroupStatus)
 		return false
 	}
 	r.TransferLeadership(heir)
+	s.log.Info("handed over leadership of a replica that moves", "group", uint64(r.Group()), "replica", uint64(r.Spec().Replica), "to", uint64(heir))
 	return true
 }
 

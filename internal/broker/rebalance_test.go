@@ -36,14 +36,16 @@ func uneven(t *testing.T, s *session) []ident.GroupID {
 }
 
 // TestRebalanceMovesReplicas: nine partitions with two replicas each on nodes 1 and 2 are
-// evened out over three nodes, leaders among them, and no record is lost.
+// evened out over three nodes. Those that move lead, and hand over first; no record is lost.
 func TestRebalanceMovesReplicas(t *testing.T) {
 	c := newTrio(t)
 	c.start(1, 2, 3)
 	c.serving(1, 2, 3)
 	s := c.b[1].session()
 	groups := uneven(t, s)
-	spreadRecords(t, c, 0, 10)
+	cl := client(t, c.cfg[1], kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	spreadRecords(t, cl, 0)
+	records := 1
 	dry, err := (view{c.b[2]}).Rebalance(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +56,7 @@ func TestRebalanceMovesReplicas(t *testing.T) {
 	if moves := metadata.MovesUnderWay(s.meta.Image()); len(moves) != 0 {
 		t.Fatalf("a dry run has begun %+v", moves)
 	}
+	leadByMovers(t, c, dry.Planned)
 	var begun []admin.Move
 	eventually(t, 60*time.Second, "all is moved", func() error {
 		got, err := (view{c.b[3]}).Rebalance(t.Context(), false)
@@ -67,6 +70,8 @@ func TestRebalanceMovesReplicas(t *testing.T) {
 				t.Fatalf("%s: a replica that moves counts as lost", m.Group)
 			}
 		}
+		spreadRecords(t, cl, records) // each is acknowledged, and in its place, whatever moves
+		records++
 		if len(got.UnderWay)+len(got.Planned) > 0 {
 			return fmt.Errorf("%d under way, %d planned", len(got.UnderWay), len(got.Planned))
 		}
@@ -75,30 +80,51 @@ func TestRebalanceMovesReplicas(t *testing.T) {
 	if fmt.Sprint(begun) != fmt.Sprint(dry.Planned) {
 		t.Errorf("begun %+v, planned %+v", begun, dry.Planned)
 	}
+	if n := c.logged.of("handed over leadership of a replica that moves"); n < len(begun) {
+		t.Errorf("%d of %d leaders were handed over", n, len(begun))
+	}
 	for i := 1; i <= 3; i++ {
 		eventually(t, 20*time.Second, fmt.Sprintf("node %d has six", i), func() error { return holds(c.b[i].session(), groups, 6) })
 	}
-	spreadRecords(t, c, 10, 11)
 	for _, g := range groups {
-		eventually(t, 20*time.Second, "equal replicas", func() error { return equal(c, g) })
+		eventually(t, 20*time.Second, "equal replicas", func() error { return equal(c, g, records) })
 	}
 }
 
-// spreadRecords writes records from..to-1 into each of the nine partitions.
-func spreadRecords(t *testing.T, c *trio, from, to int) {
+// leadByMovers has the replicas that are to move lead.
+func leadByMovers(t *testing.T, c *trio, moves []admin.Move) {
 	t.Helper()
-	cl := client(t, c.cfg[1], kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for _, m := range moves {
+		g, id := ident.GroupID(m.GroupID), ident.ReplicaID(m.ReplicaID)
+		eventually(t, 20*time.Second, m.Group+" is led by who moves", func() error {
+			if r := c.b[m.From].session().host.Replica(g); r != nil && r.IsLeader() {
+				return nil
+			}
+			for i := 1; i <= 3; i++ {
+				if r := c.b[i].session().host.Replica(g); r != nil && r.IsLeader() {
+					r.TransferLeadership(id)
+				}
+			}
+			return errors.New("another leads")
+		})
+	}
+}
+
+// spreadRecords writes record i into each of the nine partitions.
+func spreadRecords(t *testing.T, cl *kgo.Client, i int) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	for i := from; i < to; i++ {
-		for p := range int32(9) {
-			r := &kgo.Record{Topic: "t", Partition: p, Value: fmt.Append(nil, i)}
-			if err := cl.ProduceSync(ctx, r).FirstErr(); err != nil {
-				t.Fatal(err)
-			}
-			if r.Offset != int64(i) {
-				t.Fatalf("record %d of partition %d got offset %d", i, p, r.Offset)
-			}
+	var rs []*kgo.Record
+	for p := range int32(9) {
+		rs = append(rs, &kgo.Record{Topic: "t", Partition: p, Value: fmt.Append(nil, i)})
+	}
+	if err := cl.ProduceSync(ctx, rs...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rs {
+		if r.Offset != int64(i) {
+			t.Fatalf("record %d of partition %d got offset %d", i, r.Partition, r.Offset)
 		}
 	}
 }
@@ -117,8 +143,8 @@ func holds(s *session, groups []ident.GroupID, n int) error {
 	return nil
 }
 
-// equal returns nil if two nodes have the group, with the same records, eleven.
-func equal(c *trio, g ident.GroupID) error {
+// equal returns nil if two nodes have the group, with the same records.
+func equal(c *trio, g ident.GroupID, records int) error {
 	var seen []string
 	for i := 1; i <= 3; i++ {
 		p := c.b[i].session().registry.partition(g)
@@ -130,7 +156,7 @@ func equal(c *trio, g ident.GroupID) error {
 			return err
 		}
 		seen = append(seen, d.SHA256)
-		if d.Records != 11 {
+		if d.Records != int64(records) {
 			return fmt.Errorf("node %d: %d records", i, d.Records)
 		}
 	}

@@ -260,7 +260,7 @@ func (s *session) reconcileLed(ctx context.Context, img *metadata.Image) {
 		}
 		status := groupStatus(r.Status())
 		for _, step := range metadata.Plan(img, r.Group(), status) {
-			if !handOver(r, step, status) {
+			if !s.handOver(r, step, status) {
 				s.take(ctx, r, step)
 			}
 		}

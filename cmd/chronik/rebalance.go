@@ -21,6 +21,7 @@ func newRebalance() *cobra.Command {
 	var b bootstrap
 	var l listing
 	var dry bool
+	var limit time.Duration
 	c := &cobra.Command{
 		Use: "rebalance", Short: "even out the number of replicas over the nodes, and wait until that is done", Long: rebalanceLong, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -48,7 +49,7 @@ func newRebalance() *cobra.Command {
 					return err
 				}
 			}
-			moved, err := rebalance(c.Context(), errw, cl, plan.UnderWay)
+			moved, err := rebalance(c.Context(), errw, cl, plan.UnderWay, limit)
 			if err != nil {
 				return err
 			}
@@ -62,6 +63,7 @@ func newRebalance() *cobra.Command {
 	b.register(c)
 	l.register(c)
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be moved")
+	c.Flags().DurationVar(&limit, "timeout", 0, "how long to wait (0: until all is moved); what is under way then goes on")
 	return c
 }
 
@@ -107,16 +109,20 @@ func askRebalance(ctx context.Context, cl *admin.Cluster, dry bool) (*admin.Reba
 // rebalanceEvery is how often the moves are looked at, and new ones begun.
 const rebalanceEvery = 500 * time.Millisecond
 
-// rebalance asks until no move is under way or left. It returns all that were made.
-func rebalance(ctx context.Context, errw io.Writer, cl *admin.Cluster, underWay []admin.Move) ([]admin.Move, error) {
+// movesGoOn is what is told who stops waiting.
+const movesGoOn = "the moves under way go on; another 'chronik cluster rebalance' begins the rest"
+
+// rebalance asks until no move is under way or left, for no longer than limit unless that is 0.
+// It returns all moves that were made.
+func rebalance(ctx context.Context, errw io.Writer, cl *admin.Cluster, underWay []admin.Move, limit time.Duration) ([]admin.Move, error) {
 	moved := append([]admin.Move{}, underWay...)
-	progress := ""
+	began, progress := time.Now(), "nothing moved yet"
 	var failing time.Time // since when nobody answers
 	for {
 		got, err := askRebalance(ctx, cl, false)
 		switch {
 		case ctx.Err() != nil:
-			fmt.Fprintln(errw, "chronik: the moves under way go on; another 'chronik cluster rebalance' begins the rest")
+			fmt.Fprintln(errw, "chronik: "+movesGoOn)
 			return moved, ctx.Err()
 		case err != nil && failing.IsZero():
 			failing = time.Now()
@@ -128,11 +134,14 @@ func rebalance(ctx context.Context, errw io.Writer, cl *admin.Cluster, underWay 
 			if len(got.UnderWay)+len(got.Planned) == 0 {
 				return moved, nil
 			}
-			done := len(moved) - len(got.UnderWay)
-			if text := fmt.Sprintf("%d moved, %d under way, %d to come", max(done, 0), len(got.UnderWay), len(got.Planned)); text != progress {
+			done := max(len(moved)-len(got.UnderWay), 0)
+			if text := fmt.Sprintf("%d moved, %d under way, %d to come", done, len(got.UnderWay), len(got.Planned)); text != progress {
 				progress = text
 				fmt.Fprintln(errw, text)
 			}
+		}
+		if limit > 0 && time.Since(began) > limit {
+			return moved, withHint(fmt.Errorf("not done within %v: %s", limit, progress), movesGoOn)
 		}
 		select {
 		case <-ctx.Done():

@@ -116,7 +116,7 @@ func rebalanced(t *testing.T, c *harness.Cluster) []int {
 	if err := json.Unmarshal([]byte(must(t, out, err)), &plan); err != nil {
 		t.Fatal(err)
 	}
-	out, err = c.CLI("cluster", "rebalance")
+	out, err = c.CLI("cluster", "rebalance", "--timeout", "2m")
 	if must(t, out, err); len(plan.Planned) == 0 || !strings.Contains(out, fmt.Sprintf("moved %d replicas", len(plan.Planned))) || !strings.HasPrefix(out, "GROUP") {
 		t.Errorf("planned %+v, then:\n%s", plan, out)
 	}
@@ -252,26 +252,10 @@ func TestRebalanceGoesOn(t *testing.T) {
 	out, err := c.CLI("snapshot", "create", "orders")
 	must(t, out, err)
 	c.Join()
-	cmd := exec.Command(c.Exe, "cluster", "rebalance", "--bootstrap", strings.Join(c.Bootstrap(), ","))
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	if _, err := c.CLI("cluster", "rebalance", "--timeout", "1ms"); err == nil || !strings.Contains(err.Error(), "not done within 1ms") || !strings.Contains(err.Error(), "go on") {
+		t.Errorf("a limit: %v", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	c.Eventually(30*time.Second, "bytes arrive", func() error {
-		if _, nodes := received(t, c, 4); nodes < 1<<20 { // the metadata's is smaller
-			return fmt.Errorf("%d", nodes)
-		}
-		return nil
-	})
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; cmd.ProcessState.ExitCode() != 1 || !strings.Contains(errs.String(), "the moves under way go on") {
-		t.Errorf("interrupted: %v, %s", err, errs.String())
-	}
+	interrupted(t, c)
 	c.Kill(4)
 	out, err = c.CLI("cluster", "rebalance", "--dry-run", "--json")
 	var plan admin.Rebalance
@@ -283,7 +267,42 @@ func TestRebalanceGoesOn(t *testing.T) {
 	}
 	c.Restart(4)
 	c.Eventually(30*time.Second, "node 4 is back", func() error { return c.Ready(4) })
-	out, err = c.CLI("cluster", "rebalance")
+	out, err = c.CLI("cluster", "rebalance", "--timeout", "2m")
 	must(t, out, err)
 	equalReplicas(t, c, even(t, c), joinEach)
+}
+
+// interrupted runs a rebalance and stops it once bytes arrive at node 4.
+func interrupted(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	said, err := os.Create(filepath.Join(t.TempDir(), "said"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = said.Close() }()
+	text := func() string {
+		b, err := os.ReadFile(said.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	cmd := exec.Command(c.Exe, "cluster", "rebalance", "--bootstrap", strings.Join(c.Bootstrap(), ","))
+	cmd.Stderr = said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.Eventually(30*time.Second, "bytes arrive", func() error {
+		// The metadata's own snapshot is smaller.
+		if _, nodes := received(t, c, 4); nodes < 1<<20 || !strings.Contains(text(), "under way") {
+			return fmt.Errorf("%d bytes, and it said %q", nodes, text())
+		}
+		return nil
+	})
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(text(), "the moves under way go on") {
+		t.Errorf("interrupted: %v, %s", err, text())
+	}
 }

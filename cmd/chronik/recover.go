@@ -15,7 +15,7 @@ import (
 
 func newCluster() *cobra.Command {
 	c := &cobra.Command{Use: "cluster", Short: "act on a cluster as a whole", Args: cobra.NoArgs}
-	c.AddCommand(newRecover())
+	c.AddCommand(newRecover(), newRebalance())
 	return c
 }
 

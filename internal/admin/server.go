@@ -19,6 +19,9 @@ import (
 // ErrNotFound is what a Source answers about a topic, partition or replica it does not have: 404.
 var ErrNotFound = errors.New("not found")
 
+// ErrUnavailable is what a Source answers when it cannot act yet, and may later: 503.
+var ErrUnavailable = errors.New("unavailable")
+
 // Source is the node that a Server tells about.
 type Source interface {
 	// Ready returns nil once the node serves and its groups make progress, else what it waits for.
@@ -36,6 +39,9 @@ type Source interface {
 	// also brings those of the groups this node leads into the object store. What
 	// went wrong with one stands in its row.
 	TakeCheckpoint(ctx context.Context, topic string, partition int32, upload bool) ([]Checkpoint, error)
+	// Rebalance begins moves of replicas that even out their number over the nodes, as
+	// many as may be under way. With dryRun it begins none.
+	Rebalance(ctx context.Context, dryRun bool) (Rebalance, error)
 }
 
 // Server serves a Source over HTTP.
@@ -64,6 +70,7 @@ func NewServer(src Source, reg *prometheus.Registry, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /v1/digest", func(w http.ResponseWriter, r *http.Request) { digest(w, r, src) })
 	mux.HandleFunc("GET /v1/snapshots", func(w http.ResponseWriter, r *http.Request) { snapshots(w, r, src) })
 	mux.HandleFunc("POST /v1/snapshots", func(w http.ResponseWriter, r *http.Request) { takeCheckpoint(w, r, src) })
+	mux.HandleFunc("POST /v1/cluster/rebalance", func(w http.ResponseWriter, r *http.Request) { rebalance(w, r, src) })
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
@@ -110,6 +117,15 @@ func intParam(r *http.Request, name string, def, lo, hi int64) (int64, error) {
 	return v, nil
 }
 
+// boolParam reads a query parameter that is true or false; false when it is absent.
+func boolParam(r *http.Request, name string) (bool, error) {
+	s := r.URL.Query().Get(name)
+	if s != "" && s != "true" && s != "false" {
+		return false, fmt.Errorf("%s=%q: want true or false", name, s)
+	}
+	return s == "true", nil
+}
+
 const (
 	maxInt32 = 1<<31 - 1
 	maxInt64 = 1<<63 - 1
@@ -142,16 +158,13 @@ func snapshots(w http.ResponseWriter, r *http.Request, src Source) {
 }
 
 func takeCheckpoint(w http.ResponseWriter, r *http.Request, src Source) {
-	q := r.URL.Query()
-	p, err := intParam(r, "partition", -1, -1, maxInt32)
-	if upload := q.Get("upload"); err == nil && upload != "" && upload != "true" && upload != "false" {
-		err = fmt.Errorf("upload=%q: want true or false", upload)
-	}
-	if err != nil {
+	p, err1 := intParam(r, "partition", -1, -1, maxInt32)
+	upload, err2 := boolParam(r, "upload")
+	if err := errors.Join(err1, err2); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	done, err := src.TakeCheckpoint(r.Context(), q.Get("topic"), int32(p), q.Get("upload") == "true")
+	done, err := src.TakeCheckpoint(r.Context(), r.URL.Query().Get("topic"), int32(p), upload)
 	if err != nil {
 		http.Error(w, err.Error(), statusOf(err))
 		return
@@ -159,9 +172,26 @@ func takeCheckpoint(w http.ResponseWriter, r *http.Request, src Source) {
 	writeJSON(w, map[string]any{"requested": true, "snapshots": done})
 }
 
+func rebalance(w http.ResponseWriter, r *http.Request, src Source) {
+	dry, err := boolParam(r, "dry_run")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	done, err := src.Rebalance(r.Context(), dry)
+	if err != nil {
+		http.Error(w, err.Error(), statusOf(err))
+		return
+	}
+	writeJSON(w, done)
+}
+
 func statusOf(err error) int {
-	if errors.Is(err, ErrNotFound) {
+	switch {
+	case errors.Is(err, ErrNotFound):
 		return http.StatusNotFound
+	case errors.Is(err, ErrUnavailable):
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }

@@ -230,3 +230,25 @@ type ArchivedSnapshot struct {
 	Modified   time.Time `json:"modified"`
 	Object     string    `json:"object"` // its manifest
 }
+
+// Rebalance is the answer of POST /v1/cluster/rebalance: all is done when nothing is under way or planned.
+type Rebalance struct {
+	// Begun are the moves that this request has begun.
+	Begun []Move `json:"begun"`
+	// UnderWay are all that have been begun and not ended.
+	UnderWay []Move `json:"under_way"`
+	// Planned are those that have not been begun yet. They are begun by the next
+	// requests, as the ones under way end.
+	Planned []Move `json:"planned"`
+	// Unreachable are nodes that neither give nor get replicas, since they do not answer.
+	Unreachable []int32 `json:"unreachable_nodes"`
+}
+
+// Move takes a replica from one node to another.
+type Move struct {
+	Group     string `json:"group"`
+	GroupID   uint64 `json:"group_id"`
+	ReplicaID uint64 `json:"replica_id"` // the one that goes
+	From      int32  `json:"from_node"`
+	To        int32  `json:"to_node"`
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,6 +30,32 @@ type trio struct {
 	cfg [4]*config.Config
 	fs  [4]*vfs.MemFS
 	b   [4]*Broker
+	// logged counts messages of all nodes.
+	logged messages
+}
+
+// messages is a log's reader that counts messages.
+type messages struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (c *messages) count(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.MessageKey {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.n == nil {
+			c.n = map[string]int{}
+		}
+		c.n[a.Value.String()]++
+	}
+	return a
+}
+
+func (c *messages) of(msg string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n[msg]
 }
 
 func newTrio(t *testing.T) *trio {
@@ -58,7 +85,7 @@ func newTrio(t *testing.T) *trio {
 func (c *trio) start(nodes ...int) {
 	c.t.Helper()
 	for _, i := range nodes {
-		log := slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("at", i)
+		log := slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{ReplaceAttr: c.logged.count})).With("at", i)
 		c.fs[i].TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
 		b, err := Start(context.Background(), Options{Config: c.cfg[i], Log: log, Version: "test", FS: c.fs[i]})
 		if err != nil {

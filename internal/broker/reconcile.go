@@ -258,8 +258,11 @@ func (s *session) reconcileLed(ctx context.Context, img *metadata.Image) {
 				s.submitOnceInBackground(ctx, swap)
 			}
 		}
-		for _, step := range metadata.Plan(img, r.Group(), groupStatus(r.Status())) {
-			s.take(ctx, r, step)
+		status := groupStatus(r.Status())
+		for _, step := range metadata.Plan(img, r.Group(), status) {
+			if !s.handOver(r, step, status) {
+				s.take(ctx, r, step)
+			}
 		}
 	}
 }

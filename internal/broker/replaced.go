@@ -99,17 +99,7 @@ func (s *session) serveStoreOf(ctx context.Context, req []byte) ([]byte, error) 
 	if len(req) != 4 {
 		return nil, fmt.Errorf("%s: %d bytes", methodStoreOf, len(req))
 	}
-	r := s.host.Replica(ident.MetaGroup)
-	if r == nil {
-		return nil, fmt.Errorf("no metadata replica here")
-	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(doubtAfter)
-	}
-	done := make(chan error, 1)
-	r.ReadIndex(deadline, func(_ ident.Index, err error) { done <- err })
-	if err := <-done; err != nil { // bounded by the deadline
+	if err := s.readMeta(ctx, doubtAfter); err != nil {
 		return nil, err
 	}
 	store := s.meta.Image().StoreOf(ident.NodeID(binary.BigEndian.Uint32(req)))

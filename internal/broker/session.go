@@ -74,6 +74,9 @@ type session struct {
 	// metaCurrent is closed once the Image has been as new as the cluster's.
 	metaCurrent chan struct{}
 
+	// rebalancing has room for the one request that begins moves.
+	rebalancing chan struct{}
+
 	// The reconciler's own.
 	current bool
 	dialed  map[ident.NodeID]string
@@ -107,7 +110,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 		b: b, cfg: cfg, log: b.log, node: cfg.Node.ID, ls: ls,
 		meta: metadata.NewStore(), quota: wire.NewQuota(requestMemory), registry: newRegistry(), handles: segment.NewHandles(0),
 		away: newAbsence(), kicked: make(chan struct{}, 1), fatal: make(chan error, 4), adminAddr: cfg.Admin.Listen,
-		metaCurrent: make(chan struct{}), dialed: map[ident.NodeID]string{},
+		metaCurrent: make(chan struct{}), rebalancing: make(chan struct{}, 1), dialed: map[ident.NodeID]string{},
 		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, strangers: map[ident.NodeID]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
 	}
 	s.life, s.cancel = context.WithCancel(context.Background())

@@ -13,7 +13,7 @@
 //     and the Image's encoding (docs/formats/metadata.md)
 //   - pure functions of an Image that tell others what to do: Plan (a group's
 //     leader: membership), CreateLocal (a node: its replicas), PlanMetaSwap (the
-//     metadata group's leader: dead voters)
+//     metadata group's leader: dead voters), PlanMoves (an operator: even numbers of replicas)
 //   - Leaders, the soft-state table of who leads what; it is gossiped, not replicated
 //
 // # Who owns what
@@ -46,5 +46,5 @@
 // # Not here
 //
 // Proposing and forwarding commands (broker), doing what the plans say (broker),
-// moving replicas for balance (an operator's order), access control.
+// access control.
 package metadata

@@ -151,7 +151,7 @@ func Start(tb testing.TB, o Options) *Cluster {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: Binary(tb), base: freeBase(tb, o.Nodes)}
+	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: Binary(tb), base: freeBase(tb, o.Nodes+1)} // one may join
 	args := []string{"dev", "--nodes", fmt.Sprint(o.Nodes), "--data-dir", c.Dir, "--base-port", fmt.Sprint(c.base)}
 	if o.Threshold > 0 {
 		args = append(args, "--snapshot-threshold", fmt.Sprint(o.Threshold))
@@ -353,6 +353,35 @@ func (c *Cluster) Restart(id int) {
 func (c *Cluster) Wipe(id int) {
 	c.TB.Helper()
 	c.must("dev", "wipe", fmt.Sprint(id), "--data-dir", c.Dir)
+}
+
+// Join starts one more node with the same peers and settings, and waits until it serves.
+func (c *Cluster) Join() Node {
+	c.TB.Helper()
+	nodes := c.Nodes()
+	last := nodes[len(nodes)-1]
+	i := last.ID // nodes are numbered from 1
+	n := Node{
+		ID: i + 1, Kafka: fmt.Sprintf("127.0.0.1:%d", c.base+i), Raft: fmt.Sprintf("127.0.0.1:%d", c.base+100+i),
+		Admin: fmt.Sprintf("127.0.0.1:%d", c.base+200+i), Dir: filepath.Join(c.Dir, fmt.Sprintf("node-%d", i+1)),
+	}
+	own := map[string]string{fmt.Sprint(last.ID): fmt.Sprint(n.ID), last.Kafka: n.Kafka, last.Raft: n.Raft, last.Admin: n.Admin, last.Dir: n.Dir}
+	for _, arg := range last.Argv {
+		if a, ok := own[arg]; ok {
+			arg = a
+		}
+		n.Argv = append(n.Argv, arg)
+	}
+	b, err := json.Marshal(map[string][]Node{"nodes": append(nodes, n)})
+	if err != nil {
+		c.TB.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.Dir, "dev.json"), b, 0o644); err != nil {
+		c.TB.Fatal(err)
+	}
+	c.Restart(n.ID) // which makes it one of those that dev ends
+	c.Eventually(60*time.Second, "the new node serves", func() error { return c.Ready(n.ID) })
+	return c.Node(n.ID)
 }
 
 // Stop sends node id SIGTERM and waits until it is gone.

@@ -6,6 +6,8 @@ VERSITYGW := v1.8.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
+# What 'go test ./...' leaves out, to stay under three minutes.
+LONG := TransferIsCut|ManyPartitions|RebalanceGoesOn|NewNodeWithoutTheStore|FrozenNodeOutlivesItsReplacement|FullDisk|SecondProcessOfANodeIsRefused
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -15,6 +17,9 @@ build: ## build bin/chronik
 
 test: ## every test that needs only Go
 	go test ./...
+
+long: ## the tests of real processes that take too long for 'make test'
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/rejoin
 
 race: ## the packages with goroutines under the race detector
 	go test -race $(RACE)
@@ -67,6 +72,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
+full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full

@@ -203,6 +203,7 @@ func TestNewNodeTakesBytesFromTheStore(t *testing.T) {
 // TestNewNodeWithoutTheStore: the object store cannot be read, is gone, or has lost every second
 // object, which shows in mid-transfer: the node gets what is missing from the other nodes.
 func TestNewNodeWithoutTheStore(t *testing.T) {
+	harness.Long(t)
 	for name, damage := range map[string]func(t *testing.T, dir string){
 		"unreadable": func(t *testing.T, dir string) {
 			if err := os.Rename(dir, dir+".away"); err != nil {
@@ -248,6 +249,7 @@ func TestNewNodeWithoutTheStore(t *testing.T) {
 // TestRebalanceGoesOn: the command is interrupted and the new node killed while its replicas
 // are on their way. Both come again, and all ends as if nothing had been.
 func TestRebalanceGoesOn(t *testing.T) {
+	harness.Long(t)
 	c := filled(t, "snapshot.max_bytes_per_second=2097152")
 	out, err := c.CLI("snapshot", "create", "orders")
 	must(t, out, err)

@@ -294,6 +294,7 @@ func TestDirectoryOfAnotherCluster(t *testing.T) {
 
 // TestFullDisk fills a small file system that one node lies on (needs root for a tmpfs).
 func TestFullDisk(t *testing.T) {
+	harness.Long(t)
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a tmpfs needs root")
 	}

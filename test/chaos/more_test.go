@@ -90,6 +90,7 @@ func TestRollingRestarts(t *testing.T) {
 
 // TestManyPartitions kills nodes of a cluster with a hundred partitions.
 func TestManyPartitions(t *testing.T) {
+	long(t)
 	e := &env{t: t, rng: seed(t)}
 	e.c = harness.Start(t, harness.Options{Threshold: 100})
 	e.l = startLoad(t, e.c, loadOptions{partitions: 100, window: 2, size: 20, rate: 20 * time.Millisecond})

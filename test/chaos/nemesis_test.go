@@ -40,11 +40,11 @@ func seed(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(s, 0))
 }
 
-// long leaves a test to the long form: go test of everything is to stay under three minutes.
+// long leaves a test to 'make long' and 'make chaos'.
 func long(t *testing.T) {
 	t.Helper()
 	if os.Getenv("CHRONIK_ROUNDS") == "" {
-		t.Skip("takes long: make chaos")
+		harness.Long(t)
 	}
 }
 

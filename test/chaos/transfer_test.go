@@ -73,6 +73,7 @@ var cuts = []nemesis{
 
 // TestTransferIsCut disturbs the transfer of a snapshot of 1 MiB records at either end.
 func TestTransferIsCut(t *testing.T) {
+	long(t)
 	rng := seed(t)
 	c := harness.Start(t, harness.Options{Threshold: 10, Set: []string{"snapshot.max_bytes_per_second=16MiB", "snapshot.hold_bytes=1MiB"}})
 	e := &env{t: t, c: c, rng: rng, l: startLoad(t, c, loadOptions{partitions: 1, size: 1 << 20, window: 2, first: 50, rate: 250 * time.Millisecond})}

@@ -144,6 +144,14 @@ func Alone(tb testing.TB) {
 	})
 }
 
+// Long leaves a test to 'make long': 'go test ./...' is to stay under three minutes.
+func Long(tb testing.TB) {
+	tb.Helper()
+	if os.Getenv("CHRONIK_TEST_LONG") == "" {
+		tb.Skip("takes long: make long")
+	}
+}
+
 // Start runs a cluster until the test ends. Afterwards no log may show a panic.
 func Start(tb testing.TB, o Options) *Cluster {
 	tb.Helper()

@@ -271,6 +271,7 @@ func TestFrozenNodeIsReplaced(t *testing.T) {
 // TestFrozenNodeOutlivesItsReplacement: as before, but the replacement has died when the old process goes on.
 // Nobody claims the node's id any more: it notices that it was replaced, gets a new identity and serves again.
 func TestFrozenNodeOutlivesItsReplacement(t *testing.T) {
+	harness.Long(t)
 	t.Parallel() // it mostly waits for keepalives
 	c := harness.Start(t, harness.Options{Threshold: 50})
 	b := newBook(t, c)

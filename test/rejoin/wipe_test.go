@@ -104,6 +104,7 @@ type partitionView struct {
 // TestSecondProcessOfANodeIsRefused starts node 3 a second time on another directory
 // and other ports while the first one runs.
 func TestSecondProcessOfANodeIsRefused(t *testing.T) {
+	harness.Long(t) // the newcomer waits for the other to go
 	c := harness.Start(t, harness.Options{})
 	n := c.Node(3)
 	dir := t.TempDir()

@@ -7,7 +7,8 @@ RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
 # What 'go test ./...' leaves out, to stay under three minutes.
-LONG := TransferIsCut|ManyPartitions|RebalanceGoesOn|NewNodeWithoutTheStore|FrozenNodeOutlivesItsReplacement|FullDisk|SecondProcessOfANodeIsRefused
+LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
+LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|DemoNoticesDivergence|DemoStopped
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -19,7 +20,7 @@ test: ## every test that needs only Go
 	go test ./...
 
 long: ## the tests of real processes that take too long for 'make test'
-	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/rejoin
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/rejoin
 
 race: ## the packages with goroutines under the race detector
 	go test -race $(RACE)

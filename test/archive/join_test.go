@@ -187,6 +187,7 @@ func equalReplicas(t *testing.T, c *harness.Cluster, parts []int, n int64) {
 // TestNewNodeTakesBytesFromTheStore: a fourth node gets its share of replicas. The bytes
 // come from the object store: the other nodes send less than 5 % of them.
 func TestNewNodeTakesBytesFromTheStore(t *testing.T) {
+	harness.Long(t)
 	c, _ := stored(t)
 	c.Join()
 	mine := rebalanced(t, c)

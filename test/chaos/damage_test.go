@@ -99,6 +99,7 @@ func repaired(t *testing.T, c *harness.Cluster, leader int) {
 
 // TestDamageFoundByAReader: a consumer gets every record, and the replica is replaced.
 func TestDamageFoundByAReader(t *testing.T) {
+	long(t)
 	c, leader := damagedCluster(t)
 	began := time.Now()
 	if err := readsAll(c); err != nil {

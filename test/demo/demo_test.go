@@ -206,6 +206,7 @@ func TestDemo(t *testing.T) {
 // TestDemoNoticesDivergence: a replica's file gets other bytes, with the checksum that belongs to
 // them, as no disk does: only the comparison can tell.
 func TestDemoNoticesDivergence(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	r := start(t)
 	r.says("150 records acknowledged")
@@ -270,6 +271,7 @@ func forge(t *testing.T, dir string) string {
 
 // TestDemoStopped: however it is stopped, neither a process nor a file is left.
 func TestDemoStopped(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {

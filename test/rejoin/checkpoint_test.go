@@ -39,6 +39,7 @@ var spoils = []spoiled{
 // TestSpoiledCheckpoints: a checkpoint that is not what it should be is named, with the byte where that shows,
 // and its replica is replaced by a fresh one. The others on the node stay.
 func TestSpoiledCheckpoints(t *testing.T) {
+	harness.Long(t)
 	c := harness.Start(t, harness.Options{Threshold: 20})
 	parts := len(spoils) + 1 // the last one stays as it is
 	c.CreateTopic("orders", parts)

@@ -241,6 +241,7 @@ func (b *book) waits(ids ...int) {
 // TestFrozenNodeIsReplaced: node 3 is stopped in its tracks, a new one with its id and an empty disk takes
 // its place, and then the old process goes on as if nothing had been. It must not harm anything.
 func TestFrozenNodeIsReplaced(t *testing.T) {
+	harness.Long(t)
 	t.Parallel() // it mostly waits for keepalives
 	c := harness.Start(t, harness.Options{Threshold: 50})
 	b := newBook(t, c)

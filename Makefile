@@ -8,7 +8,7 @@ FUZZTIME ?= 30s
 FUZZREST ?= 10s
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
-LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|DemoNoticesDivergence|DemoStopped
+LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -134,6 +134,7 @@ func (r *run) plain() {
 
 // TestDemo: the story ends well, in time, and leaves nothing.
 func TestDemo(t *testing.T) {
+	harness.Long(t)
 	t.Parallel()
 	began := time.Now()
 	r := start(t, "--json")

@@ -13,10 +13,12 @@ import (
 
 // inspection reads the disks of each cut on goroutines of its own.
 type inspection struct {
-	c    *cluster
-	l    *load
-	cuts chan cut
-	wg   sync.WaitGroup
+	gate     sync.RWMutex // held while a cut is handed on
+	finished bool
+	c        *cluster
+	l        *load
+	cuts     chan cut
+	wg       sync.WaitGroup
 	// found is closed at the first loss: of records, or of a replica if that is enough.
 	found   chan struct{}
 	replica bool
@@ -57,8 +59,14 @@ func (in *inspection) work() {
 	}
 }
 
-// cut cuts the power for what was acknowledged until now.
+// cut cuts the power for what was acknowledged until now. A disk may still be about to
+// call it when nobody watches any more.
 func (in *inspection) cut(percent int) {
+	in.gate.RLock()
+	defer in.gate.RUnlock()
+	if in.finished {
+		return
+	}
 	acks := in.l.sofar()
 	in.cuts <- cut{left: in.c.power.cut(in.c.disks, percent), acks: acks}
 }
@@ -84,6 +92,9 @@ func (in *inspection) unwatch() {
 
 // finish waits for what was cut.
 func (in *inspection) finish() {
+	in.gate.Lock() // the workers take what is being sent
+	in.finished = true
+	in.gate.Unlock()
 	close(in.cuts)
 	in.wg.Wait()
 }

@@ -59,7 +59,7 @@ start-time: ## exec to first acknowledged record with 5 GB after kill -9
 	CHRONIK_TEST_BYTES=5000000000 go test -count=1 -timeout 30m -v ./test/start
 
 transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; kills, reuse, memory
-	CHRONIK_TRANSFER_BYTES=$${CHRONIK_TRANSFER_BYTES:-2147483648} go test -count=1 -timeout 30m -v ./test/transfer
+	CHRONIK_TEST_TRANSFER_BYTES=$${CHRONIK_TEST_TRANSFER_BYTES:-2147483648} go test -count=1 -timeout 30m -v ./test/transfer
 
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench

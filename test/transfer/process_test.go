@@ -25,7 +25,7 @@ import (
 
 // The test binary is also the two processes: a source that hands out a snapshot and
 // a sink that fetches it.
-const roleEnv = "CHRONIK_TRANSFER_ROLE"
+const roleEnv = "CHRONIK_TEST_TRANSFER_ROLE"
 
 const (
 	sourceNode = ident.NodeID(1)
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	if role == "" {
 		os.Exit(m.Run())
 	}
-	if name := os.Getenv("CHRONIK_TRANSFER_PROFILE"); name != "" {
+	if name := os.Getenv("CHRONIK_TEST_TRANSFER_PROFILE"); name != "" {
 		f, err := os.Create(name + "." + role)
 		check(err)
 		check(pprof.StartCPUProfile(f))

@@ -31,7 +31,7 @@ const (
 // size is how many bytes are moved, and whether times are judged.
 func size(t *testing.T) (n int64, full bool) {
 	t.Helper()
-	text := os.Getenv("CHRONIK_TRANSFER_BYTES")
+	text := os.Getenv("CHRONIK_TEST_TRANSFER_BYTES")
 	if text == "" {
 		return 96 * mib, false
 	}

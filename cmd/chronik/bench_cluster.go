@@ -32,12 +32,6 @@ type benchCluster struct {
 	bs    bootstrap
 }
 
-const (
-	benchFirstPort = 24092
-	benchPortStep  = 400
-	benchLastPort  = 60000
-)
-
 // startBench starts a cluster below parent with settings key=value.
 func startBench(ctx context.Context, parent string, set ...string) (b *benchCluster, err error) {
 	dir, err := os.MkdirTemp(parent, "bench-snapshot-")
@@ -50,7 +44,7 @@ func startBench(ctx context.Context, parent string, set ...string) (b *benchClus
 			err = errors.Join(err, b.stop(), os.RemoveAll(dir))
 		}
 	}()
-	if b.dc, err = describeFree(dir, set); err != nil {
+	if b.dc, err = freeCluster(dir, 0, set); err != nil {
 		return nil, err
 	}
 	for i := range b.dc.Nodes {
@@ -65,40 +59,12 @@ func startBench(ctx context.Context, parent string, set ...string) (b *benchClus
 	return b, b.dc.waitReady(ctx, io.Discard, time.Minute)
 }
 
-// describeFree describes a cluster on ports that nobody listens on.
-func describeFree(dir string, set []string) (*devCluster, error) {
-	err := error(nil)
-	for port := benchFirstPort; port < benchLastPort; port += benchPortStep {
-		f := devFlags{nodes: 3, dataDir: dir, basePort: port, set: set}
-		dc, derr := f.describe()
-		if derr != nil {
-			return nil, derr
-		}
-		err = nil
-		for _, n := range dc.Nodes {
-			err = firstErr(err, portsFree(n))
-		}
-		if err == nil {
-			return dc, nil
-		}
-	}
-	return nil, err
-}
-
 // stop ends the nodes and removes their data.
 func (b *benchCluster) stop() error {
 	if b.dc == nil {
 		return nil
 	}
-	b.dc.killAll() // the data goes too: nothing is worth an orderly end
-	for i := range b.dc.Nodes {
-		for range 500 {
-			if !b.dc.Nodes[i].alive() {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
+	b.dc.endAll() // the data goes too: nothing is worth an orderly end
 	if b.guard != nil {
 		_ = b.guard.Close()
 	}

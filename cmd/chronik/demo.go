@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"time"
 
@@ -142,7 +141,7 @@ func (f *demoFlags) run(c *cobra.Command) (err error) {
 // inDirectory runs the story and ends every process it started.
 func (d *demo) inDirectory(ctx context.Context, dir string, keep bool) error {
 	d.step = "start of the cluster"
-	dc, err := freeCluster(dir)
+	dc, err := freeCluster(dir, demoThreshold, []string{fmt.Sprintf("snapshot.max_bytes_per_second=%d", demoRate)})
 	if err != nil {
 		return err
 	}
@@ -170,41 +169,6 @@ func (d *demo) inDirectory(ctx context.Context, dir string, keep bool) error {
 	}
 	defer d.load.close()
 	return d.story(ctx)
-}
-
-// freeCluster describes three nodes in dir on ports that nobody uses. They lie below those that
-// the system gives to outgoing connections: a node that is down must find its ports free.
-func freeCluster(dir string) (*devCluster, error) {
-	var err error
-	for range 50 {
-		f := devFlags{
-			nodes: 3, dataDir: dir, basePort: 10_000 + rand.IntN(22_000-400), threshold: demoThreshold,
-			set: []string{fmt.Sprintf("snapshot.max_bytes_per_second=%d", demoRate)},
-		}
-		var dc *devCluster
-		if dc, err = f.describe(); err != nil {
-			return nil, err
-		}
-		for _, n := range dc.Nodes {
-			if err == nil {
-				err = portsFree(n)
-			}
-		}
-		if err == nil {
-			return dc, nil
-		}
-	}
-	return nil, err
-}
-
-// endAll kills the nodes and waits until they are gone, so that their directory can be removed.
-func (dc *devCluster) endAll() {
-	dc.killAll()
-	for i := range dc.Nodes {
-		if n := &dc.Nodes[i]; n.alive() {
-			_ = n.kill() // a process that does not go away is the guard's
-		}
-	}
 }
 
 func (d *demo) story(ctx context.Context) error {

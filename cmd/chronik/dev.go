@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -232,6 +233,36 @@ func portsFree(n devNode) error {
 		}
 	}
 	return nil
+}
+
+// freeCluster describes three nodes in dir on ports that nobody uses. They lie below those that
+// the system gives to outgoing connections: a node that is down must find its ports free.
+func freeCluster(dir string, threshold int, set []string) (*devCluster, error) {
+	var err error
+	for range 50 {
+		f := devFlags{nodes: 3, dataDir: dir, basePort: 10_000 + rand.IntN(22_000-400), threshold: threshold, set: set}
+		var dc *devCluster
+		if dc, err = f.describe(); err != nil {
+			return nil, err
+		}
+		for _, n := range dc.Nodes {
+			err = firstErr(err, portsFree(n))
+		}
+		if err == nil {
+			return dc, nil
+		}
+	}
+	return nil, err
+}
+
+// endAll kills the nodes and waits until they are gone, so that their directory can be removed.
+func (dc *devCluster) endAll() {
+	dc.killAll()
+	for i := range dc.Nodes {
+		if n := &dc.Nodes[i]; n.alive() {
+			_ = n.kill() // a process that does not go away is the guard's
+		}
+	}
 }
 
 func (dc *devCluster) path() string { return filepath.Join(dc.dir, "dev.json") }

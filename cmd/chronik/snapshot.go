@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -370,34 +369,6 @@ func createSnapshots(ctx context.Context, w io.Writer, b *bootstrap, l *listing,
 		return withHint(joined(failed), "the node's log says more; 'chronik status' shows the nodes")
 	}
 	return nil
-}
-
-// statusError is an HTTP answer other than 200.
-type statusError struct {
-	code int
-	text string
-}
-
-func (e *statusError) Error() string { return e.text }
-
-func postJSON(ctx context.Context, addr, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return &statusError{resp.StatusCode, strings.TrimSpace(string(body))}
-	}
-	return json.Unmarshal(body, into)
 }
 
 // shownSnapshot is the answer of 'snapshot show'.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -86,8 +85,28 @@ func adminAddr(ctx context.Context, adm *kadm.Client, node int32) (string, error
 	return "", fmt.Errorf("broker %d does not tell its admin.listen", node)
 }
 
+// statusError is an HTTP answer other than 200.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return e.text }
+
 func getJSON(ctx context.Context, addr, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+	err := askJSON(ctx, http.MethodGet, addr, path, into)
+	if se := (*statusError)(nil); errors.As(err, &se) {
+		return fmt.Errorf("%d %s: %w", se.code, http.StatusText(se.code), se)
+	}
+	return err
+}
+
+func postJSON(ctx context.Context, addr, path string, into any) error {
+	return askJSON(ctx, http.MethodPost, addr, path, into)
+}
+
+func askJSON(ctx context.Context, method, addr, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, nil)
 	if err != nil {
 		return err
 	}
@@ -101,7 +120,7 @@ func getJSON(ctx context.Context, addr, path string, into any) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+		return &statusError{resp.StatusCode, strings.TrimSpace(string(body))}
 	}
 	return json.Unmarshal(body, into)
 }

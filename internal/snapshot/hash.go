@@ -174,15 +174,12 @@ const (
 // filesReply lists a pin's files at once: a receiver reserves space and begins
 // with the first file while the source hashes the next.
 func (s *Server) filesReply(ctx context.Context, r request) []byte {
-	p := s.acquire(ctx, r.pin)
-	switch {
-	case p == nil:
-		return goneReply(r.pin)
-	case p.waiting:
-		return waitReply(s.worked.Add(1)) // queued: being told so is life
+	p, refusal := s.turnOf(ctx, r.pin)
+	if p == nil {
+		return refusal
 	}
-	defer s.release(p.servedPin)
-	if _, err := s.startManifest(p.servedPin); err != nil {
+	defer s.release(p)
+	if _, err := s.startManifest(p); err != nil {
 		return goneReply(r.pin)
 	}
 	out := openedPin{pin: p.ID, index: p.Point.Index}
@@ -190,21 +187,18 @@ func (s *Server) filesReply(ctx context.Context, r request) []byte {
 		out.files = append(out.files, DataFile{Name: f.name, Size: f.size})
 	}
 	b := out.encode()
-	s.credit(p.servedPin, len(b)-1)
+	s.credit(p, len(b)-1)
 	return b
 }
 
 // hashesReply hands out the hashes of a file's chunks that are known, after waiting
 // a while for the first.
 func (s *Server) hashesReply(ctx context.Context, r request) []byte {
-	p := s.acquire(ctx, r.pin)
-	switch {
-	case p == nil:
-		return goneReply(r.pin)
-	case p.waiting:
-		return waitReply(s.worked.Add(1))
+	p, refusal := s.turnOf(ctx, r.pin)
+	if p == nil {
+		return refusal
 	}
-	defer s.release(p.servedPin)
+	defer s.release(p)
 	i, ok := p.byName[r.name]
 	if !ok {
 		return textReply(statusError, fmt.Sprintf("snapshot has no file %q", r.name))
@@ -213,7 +207,7 @@ func (s *Server) hashesReply(ctx context.Context, r request) []byte {
 	if r.length == 0 || r.offset >= int64(chunks) {
 		return textReply(statusError, fmt.Sprintf("file %s has %d chunks, asked for %d from %d", r.name, chunks, r.length, r.offset))
 	}
-	known, err := s.awaitHashes(ctx, p.servedPin, i, int(r.offset))
+	known, err := s.awaitHashes(ctx, p, i, int(r.offset))
 	switch {
 	case errors.Is(err, errNotReady):
 		s.renew(r.pin)
@@ -229,7 +223,7 @@ func (s *Server) hashesReply(ctx context.Context, r request) []byte {
 		return waitReply(s.worked.Load())
 	}
 	b := append([]byte{byte(statusOK)}, known[:n*sha256.Size]...)
-	s.credit(p.servedPin, len(b)-1)
+	s.credit(p, len(b)-1)
 	return b
 }
 

@@ -91,14 +91,11 @@ func decodePrefixRequest(b []byte) (prefixRequest, error) {
 // prefixReply hashes the beginning of a chunk. What lies behind the size that
 // the checkpoint names is never read: it is no part of the snapshot.
 func (s *Server) prefixReply(ctx context.Context, r prefixRequest) []byte {
-	p := s.acquire(ctx, r.pin)
-	switch {
-	case p == nil:
-		return goneReply(r.pin)
-	case p.waiting:
-		return waitReply(s.worked.Add(1))
+	p, refusal := s.turnOf(ctx, r.pin)
+	if p == nil {
+		return refusal
 	}
-	defer s.release(p.servedPin)
+	defer s.release(p)
 	f := p.file(r.name)
 	if f == nil {
 		return textReply(statusError, fmt.Sprintf("snapshot has no file %q", r.name))
@@ -115,7 +112,7 @@ func (s *Server) prefixReply(ctx context.Context, r prefixRequest) []byte {
 	if err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
-	s.credit(p.servedPin, n)
+	s.credit(p, n)
 	return b
 }
 

@@ -212,16 +212,26 @@ func goneReply(pin uint64) []byte {
 	return textReply(statusGone, fmt.Sprintf("pin %016x is not here", pin))
 }
 
-func (s *Server) manifestReply(ctx context.Context, r request) []byte {
-	p := s.acquire(ctx, r.pin)
-	switch {
+// turnOf is a request's hold on a pin and its slot, to be released; without it, the
+// reply that says why.
+func (s *Server) turnOf(ctx context.Context, pin uint64) (*servedPin, []byte) {
+	switch p := s.acquire(ctx, pin); {
 	case p == nil:
-		return goneReply(r.pin)
+		return nil, goneReply(pin)
 	case p.waiting:
-		return waitReply(s.worked.Add(1)) // queued: being told so is life
+		return nil, waitReply(s.worked.Add(1)) // queued: being told so is life
+	default:
+		return p.servedPin, nil
 	}
-	defer s.release(p.servedPin)
-	m, err := s.manifest(ctx, p.servedPin)
+}
+
+func (s *Server) manifestReply(ctx context.Context, r request) []byte {
+	p, refusal := s.turnOf(ctx, r.pin)
+	if p == nil {
+		return refusal
+	}
+	defer s.release(p)
+	m, err := s.manifest(ctx, p)
 	switch {
 	case errors.Is(err, errNotReady):
 		s.renew(r.pin)
@@ -239,19 +249,16 @@ func (s *Server) manifestReply(ctx context.Context, r request) []byte {
 	if n < 0 {
 		return waitReply(s.worked.Load())
 	}
-	s.credit(p.servedPin, n)
+	s.credit(p, n)
 	return manifestPage{total: total, id: m.id, data: m.encoded[r.offset:][:n]}.encode()
 }
 
 func (s *Server) chunkReply(ctx context.Context, r request) []byte {
-	p := s.acquire(ctx, r.pin)
-	switch {
-	case p == nil:
-		return goneReply(r.pin)
-	case p.waiting:
-		return waitReply(s.worked.Add(1))
+	p, refusal := s.turnOf(ctx, r.pin)
+	if p == nil {
+		return refusal
 	}
-	defer s.release(p.servedPin)
+	defer s.release(p)
 	f := p.file(r.name)
 	if f == nil {
 		return textReply(statusError, fmt.Sprintf("snapshot has no file %q", r.name))
@@ -268,7 +275,7 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	if err := readFullAt(f.f, b[1:], r.offset); err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
-	s.credit(p.servedPin, n)
+	s.credit(p, n)
 	return b
 }
 

@@ -181,9 +181,3 @@ func findDef(defs []ConfigDef, name string) *ConfigDef {
 	}
 	return &defs[i]
 }
-
-// TopicConfigDefs returns all topic configs by name. Not to be modified.
-func TopicConfigDefs() []ConfigDef { return topicDefs }
-
-// BrokerConfigDefs returns all broker configs by name. Not to be modified.
-func BrokerConfigDefs() []ConfigDef { return brokerDefs }

@@ -218,9 +218,6 @@ func splitList(s string) []string {
 	return l
 }
 
-// CheckTopicConfigs tells why a topic cannot have these configs, or nil. Errors match ErrInvalidConfig.
-func CheckTopicConfigs(configs map[string]string) error { return asError(checkTopicConfigs(configs)) }
-
 func checkTopicConfigs(configs map[string]string) *Error {
 	if err := checkConfigs(topicDefs, "topic", configs); err != nil {
 		return err

@@ -7,7 +7,7 @@ import (
 )
 
 func TestConfigTables(t *testing.T) {
-	for _, defs := range [][]ConfigDef{TopicConfigDefs(), BrokerConfigDefs()} {
+	for _, defs := range [][]ConfigDef{topicDefs, brokerDefs} {
 		last := ""
 		for i := range defs {
 			d := &defs[i]
@@ -66,12 +66,12 @@ func TestConfigValidation(t *testing.T) {
 		{"no.such.config", "1", false},
 		{"retention.ms", strings.Repeat("1", maxConfigValue+1), false},
 	} {
-		err := CheckTopicConfigs(map[string]string{tc.name: tc.value})
+		err := asError(checkTopicConfigs(map[string]string{tc.name: tc.value}))
 		if (err == nil) != tc.ok || err != nil && !errors.Is(err, ErrInvalidConfig) {
 			t.Errorf("%s=%.40s: %v", tc.name, tc.value, err)
 		}
 	}
-	if err := CheckTopicConfigs(map[string]string{"min.compaction.lag.ms": "10", "max.compaction.lag.ms": "5"}); err == nil {
+	if err := asError(checkTopicConfigs(map[string]string{"min.compaction.lag.ms": "10", "max.compaction.lag.ms": "5"})); err == nil {
 		t.Error("the shortest lag is above the longest")
 	}
 }

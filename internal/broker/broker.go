@@ -15,6 +15,7 @@ import (
 
 	"chronik/internal/admin"
 	"chronik/internal/config"
+	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
 
@@ -25,6 +26,30 @@ type Options struct {
 	Version string
 	// FS is where the data lies; nil: the operating system's.
 	FS vfs.FS
+	// Net is how the node meets clients and peers; zero: the operating system's TCP.
+	Net Net
+}
+
+// Net are the ways in and out of a node that a simulated network takes over. Each may be nil.
+type Net struct {
+	Listen func(addr string) (net.Listener, error)
+	Dial   func(ctx context.Context, addr string) (net.Conn, error)
+	// Receive may put itself between the transport and the node, to lose, delay or repeat frames.
+	Receive func(transport.Handler) transport.Handler
+}
+
+func (n Net) listen(addr string) (net.Listener, error) {
+	if n.Listen != nil {
+		return n.Listen(addr)
+	}
+	return net.Listen("tcp", addr)
+}
+
+func (n Net) receive(h transport.Handler) transport.Handler {
+	if n.Receive != nil {
+		return n.Receive(h)
+	}
+	return h
 }
 
 // Broker is a running node.
@@ -88,7 +113,7 @@ func Start(ctx context.Context, opt Options) (*Broker, error) {
 		ls.close()
 		return nil, err
 	}
-	b.admin = admin.NewServer(view{b}, b.reg, b.log)
+	b.admin = admin.NewServer(b.Source(), b.reg, b.log)
 	ctx, b.cancel = context.WithCancel(ctx)
 	b.wg.Go(func() {
 		if err := b.admin.Serve(ls.admin); err != nil {
@@ -98,6 +123,9 @@ func Start(ctx context.Context, opt Options) (*Broker, error) {
 	b.wg.Go(func() { b.supervise(ctx, s) })
 	return b, nil
 }
+
+// Source answers what the admin address answers.
+func (b *Broker) Source() admin.Source { return view{b} }
 
 func (b *Broker) session() *session { return b.cur.Load() }
 
@@ -166,7 +194,7 @@ func (b *Broker) listen() (*listeners, error) {
 		{"raft.listen", cfg.Raft.Listen, &ls.raft},
 		{"admin.listen", cfg.Admin.Listen, &ls.admin},
 	} {
-		got, err := net.Listen("tcp", l.addr)
+		got, err := b.opt.Net.listen(l.addr)
 		if err != nil {
 			ls.close()
 			return nil, listenError(l.setting, l.addr, err)
@@ -181,10 +209,10 @@ func (b *Broker) listenAgain() (*listeners, error) {
 	cfg := b.opt.Config
 	ls := &listeners{}
 	var err error
-	if ls.kafka, err = net.Listen("tcp", cfg.Kafka.Listen); err != nil {
+	if ls.kafka, err = b.opt.Net.listen(cfg.Kafka.Listen); err != nil {
 		return nil, listenError("kafka.listen", cfg.Kafka.Listen, err)
 	}
-	if ls.raft, err = net.Listen("tcp", cfg.Raft.Listen); err != nil {
+	if ls.raft, err = b.opt.Net.listen(cfg.Raft.Listen); err != nil {
 		ls.close()
 		return nil, listenError("raft.listen", cfg.Raft.Listen, err)
 	}

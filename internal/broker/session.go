@@ -198,7 +198,7 @@ func (s *session) openHost() error {
 		peers[p.ID] = p.Addr
 	}
 	var err error
-	s.tr, err = transport.New(transport.Options{Node: s.node, Listen: s.ls.raft, Peers: peers, Handler: peerHandler{s}, Logger: s.log})
+	s.tr, err = transport.New(transport.Options{Node: s.node, Listen: s.ls.raft, Peers: peers, Handler: s.b.opt.Net.receive(peerHandler{s}), Dial: s.b.opt.Net.Dial, Logger: s.log})
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func (l *link) session(addr string) (accepted bool, err error) {
 	}
 	ctx, cancel := context.WithCancel(l.p.ctx)
 	defer cancel()
-	cc, err := dialOnce(ctx, addr)
+	cc, err := dialOnce(ctx, l.p.t.opt.Dial, addr)
 	if err != nil {
 		return false, err
 	}
@@ -191,13 +191,17 @@ func (l *link) send(stream grpc.ClientStream, box *outbox, ticket uint64) {
 	}
 }
 
+func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", addr)
+}
+
 // dialOnce returns a gRPC connection over exactly one TCP connection: when
 // that ends so does it, and when to try again is the link's decision.
-func dialOnce(ctx context.Context, addr string) (*grpc.ClientConn, error) {
+func dialOnce(ctx context.Context, dial func(context.Context, string) (net.Conn, error), addr string) (*grpc.ClientConn, error) {
 	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	var d net.Dialer
-	raw, err := d.DialContext(dctx, "tcp", addr)
+	raw, err := dial(dctx, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -136,7 +136,9 @@ type Options struct {
 	// Peers are the addresses known at start. This node itself is ignored.
 	Peers   map[ident.NodeID]string
 	Handler Handler
-	Logger  *slog.Logger
+	// Dial opens connections to peers; nil: TCP.
+	Dial   func(ctx context.Context, addr string) (net.Conn, error)
+	Logger *slog.Logger
 	// MaxQueueBytes bounds the Append frames queued for one peer; Control
 	// frames have an eighth of it. 0 means 64 MiB.
 	MaxQueueBytes int
@@ -176,6 +178,9 @@ func New(opt Options) (*Transport, error) {
 	}
 	if opt.Logger == nil {
 		opt.Logger = slog.Default()
+	}
+	if opt.Dial == nil {
+		opt.Dial = dialTCP
 	}
 	t := &Transport{
 		opt:       opt,

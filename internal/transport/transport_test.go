@@ -355,7 +355,7 @@ func TestStrangers(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	cc, err := dialOnce(ctx, b.addr)
+	cc, err := dialOnce(ctx, dialTCP, b.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -410,3 +410,16 @@ func (d *deadline) set(t time.Time) {
 	}
 	close(over)
 }
+
+// mend undoes every cut, hole and limit.
+func (n *network) mend() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.cut)
+	clear(n.hole)
+	clear(n.rate)
+	n.lo, n.hi = 50*time.Microsecond, 400*time.Microsecond
+	for c := range n.conns {
+		c.read.poke()
+	}
+}

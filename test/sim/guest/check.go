@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"chronik/internal/admin"
+	"chronik/internal/ident"
+	"chronik/internal/vfs"
+	"chronik/test/offline"
+)
+
+// checker holds what was seen so far against what is seen now.
+type checker struct {
+	w *world
+
+	mu     sync.Mutex
+	seen   map[place]string // what consumers have read
+	leads  map[string]uint64
+	images map[uint64]string
+	homes  map[uint64]string
+	last   map[uint64]progress // of a replica in one run
+	stuck  map[string]time.Time
+}
+
+// progress is how far a replica has come in one run of its node.
+type progress struct {
+	run             *run
+	commit, applied uint64
+}
+
+func newChecker(w *world) *checker {
+	return &checker{
+		w: w, seen: map[place]string{}, leads: map[string]uint64{}, images: map[uint64]string{}, homes: map[uint64]string{},
+		last: map[uint64]progress{}, stuck: map[string]time.Time{},
+	}
+}
+
+// every is of how many acknowledgements one is looked for on the disks.
+const every = 40
+
+// ack looks whether the nth acknowledged record is on a majority's disks, should the power go now.
+func (c *checker) ack(n int, at place, v string) {
+	if n%every != 0 || c.w.failed() {
+		return
+	}
+	c.w.count("acks looked for on disks", 1)
+	var left []*vfs.MemFS
+	for _, n := range c.w.nodes {
+		left = append(left, n.disk.durable())
+	}
+	held := 0
+	var lost []error
+	for i, mem := range left {
+		h := offline.Read(mem, offline.Options{Node: ident.NodeID(i + 1), Dir: "data", Topic: topic, FileBytes: logFileBytes, MaxBytes: 1 << 20})
+		if h.Records[offline.Place{Partition: at.partition, Offset: at.offset}] == v {
+			held++
+		}
+		lost = append(lost, h.Lost...)
+	}
+	if held < 2 && at.offset >= c.w.load.deletedTo(at.partition) {
+		c.w.fail("acknowledged is durable on a majority", "%v %.40s is on %d disks (%v)", at, v, held, lost)
+	}
+}
+
+// read is one record that a consumer has read: what is at an offset never changes.
+func (c *checker) read(at place, v string) {
+	c.w.count("read", 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if was, ok := c.seen[at]; ok && was != v {
+		c.w.fail("a record never changes", "%v was %.40s, is %.40s", at, was, v)
+	}
+	c.seen[at] = v
+}
+
+// step looks at every node after each step.
+func (c *checker) step() {
+	for _, n := range c.w.nodes {
+		r := n.current()
+		if r == nil {
+			continue
+		}
+		src := r.b.Source()
+		c.image(n, src.Cluster())
+		for _, row := range src.Replicas().Replicas {
+			c.replica(n, r, row)
+		}
+	}
+}
+
+// replica checks one replica's row.
+func (c *checker) replica(n *node, r *run, row admin.Replica) {
+	w := c.w
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if row.State != "quarantined" && (row.AppliedIndex > row.CommitIndex || row.CommitIndex > max(row.LastIndex, row.SnapshotIndex)) {
+		w.fail("applied ≤ commit ≤ last", "node %d: %+v", n.id, row)
+	}
+	if row.State == "quarantined" && row.Role == "leader" {
+		w.fail("a quarantined replica never leads", "node %d: %+v", n.id, row)
+	}
+	if row.Role == "leader" {
+		key := row.Group + "/" + strconv.FormatUint(row.Term, 10)
+		if was, ok := c.leads[key]; ok && was != row.ReplicaID {
+			w.fail("one leader a term", "%s: replicas %d and %d", key, was, row.ReplicaID)
+		}
+		c.leads[key] = row.ReplicaID
+		// A replica's id belongs to one disk: only what leads counts, a restored copy says its old id until it is found out.
+		home := fmt.Sprintf("node %d disk %d", n.id, n.disk.number())
+		if was, ok := c.homes[row.ReplicaID]; ok && was != home {
+			w.fail("a replica id is of one disk", "replica %d of %s: %s, then %s", row.ReplicaID, row.Group, was, home)
+		}
+		c.homes[row.ReplicaID] = home
+	}
+	was := c.last[row.ReplicaID]
+	if was.run == r && row.State != "quarantined" && (row.CommitIndex < was.commit || row.AppliedIndex < was.applied) {
+		w.fail("commit and applied never go back", "node %d: commit %d, applied %d, then %+v", n.id, was.commit, was.applied, row)
+	}
+	c.last[row.ReplicaID] = progress{r, row.CommitIndex, row.AppliedIndex}
+}
+
+// image checks that nodes with metadata of one index have the same metadata.
+func (c *checker) image(n *node, cl admin.Cluster) {
+	at := cl.MetaIndex
+	cl.Node = 0
+	for i := range cl.Nodes {
+		cl.Nodes[i].Alive = false
+	}
+	forget := func(ps []admin.Partition) {
+		for i := range ps {
+			ps[i].Leader, ps[i].Term = 0, 0
+		}
+	}
+	forget(cl.Internal)
+	for _, t := range cl.Topics {
+		forget(t.Partitions)
+	}
+	b, err := json.Marshal(cl)
+	if err != nil || at == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if was, ok := c.images[at]; ok && was != string(b) {
+		c.w.fail("metadata of one index is the same everywhere", "node %d, index %d: %s, elsewhere %s", n.id, at, b, was)
+	}
+	c.images[at] = string(b)
+}
+
+// end checks the mended cluster against everything that was promised.
+func (c *checker) end() {
+	final := c.readAll()
+	if c.w.failed() {
+		return
+	}
+	l := c.w.load
+	for at, v := range l.acked {
+		if at.offset < l.deleted[at.partition] {
+			continue
+		}
+		switch got, ok := final[at]; {
+		case !ok:
+			c.w.fail("nothing acknowledged is lost", "%v %.40s is gone", at, v)
+		case got != v:
+			c.w.fail("a record never changes", "%v was acknowledged as %.40s, is %.40s", at, v, got)
+		}
+	}
+	c.order(final)
+	for at, v := range c.seen {
+		if got, ok := final[at]; at.offset >= l.deleted[at.partition] && (!ok || got != v) {
+			c.w.fail("what was read stays", "%v was read as %.40s, is %.40s", at, v, got)
+		}
+	}
+	c.digests()
+	c.remains()
+}
+
+// readAll reads both partitions to their ends.
+func (c *checker) readAll() map[place]string {
+	final := map[place]string{}
+	cl := c.w.client(c.w.load.from(kgo.NewOffset().AtStart())...)
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), convergence)
+	defer cancel()
+	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		c.w.fail("converges", "ends are not told: %v", err)
+		return nil
+	}
+	left := map[int32]int64{}
+	ends.Each(func(o kadm.ListedOffset) { left[o.Partition] = o.Offset })
+	for len(left) > 0 {
+		fs := cl.PollFetches(ctx)
+		if ctx.Err() != nil {
+			c.w.fail("converges", "the end is not reached: %v: %v", left, fs.Err())
+			return nil
+		}
+		fs.EachRecord(func(r *kgo.Record) {
+			at := place{r.Partition, r.Offset}
+			final[at] = string(r.Value)
+			c.read(at, string(r.Value))
+			if r.Offset >= left[r.Partition]-1 {
+				delete(left, r.Partition)
+			}
+		})
+	}
+	return final
+}
+
+// order checks what each producer wrote: an idempotent one's records stand once, in order.
+func (c *checker) order(final map[place]string) {
+	for p := range int32(partitions) {
+		next := map[string]int{}
+		seen := map[string]int64{}
+		end := int64(0)
+		for at := range final {
+			if at.partition == p {
+				end = max(end, at.offset+1)
+			}
+		}
+		for off := c.w.load.deleted[p]; off < end; off++ {
+			v, ok := final[place{p, off}]
+			if !ok {
+				continue // deleted, or the last of the deleted ones' batch
+			}
+			parts := strings.SplitN(v, "/", 4)
+			if parts[0] != "idempotent" {
+				continue
+			}
+			n, _ := strconv.Atoi(parts[2]) // made by produce
+			if was, ok := seen[parts[2]]; ok {
+				c.w.fail("an idempotent producer's records stand once", "partition %d: %s at %d and %d", p, parts[2], was, off)
+			}
+			seen[parts[2]] = off
+			if n < next["n"] {
+				c.w.fail("an idempotent producer's records stand in order", "partition %d: %d after %d", p, n, next["n"])
+			}
+			next["n"] = n
+		}
+	}
+}
+
+// digests compares what the replicas hold.
+func (c *checker) digests() {
+	for p := range int32(partitions) {
+		from, to := int64(0), int64(-1)
+		for _, n := range c.w.nodes {
+			for _, r := range n.source().Replicas().Replicas {
+				if r.Topic == topic && r.Partition == p {
+					from = max(from, r.LogStartOffset)
+					if to < 0 || r.HighWatermark < to {
+						to = r.HighWatermark
+					}
+				}
+			}
+		}
+		var sums []string
+		for _, n := range c.w.nodes {
+			d, err := n.source().Digest(topic, p, from, to)
+			if err == nil {
+				sums = append(sums, d.SHA256)
+			}
+		}
+		for _, s := range sums {
+			if s != sums[0] || len(sums) < 3 {
+				c.w.fail("replicas hold the same bytes", "partition %d, %d to %d: %v", p, from, to, sums)
+			}
+		}
+	}
+}
+
+// remains looks for what must be gone when nothing is under way.
+func (c *checker) remains() {
+	for _, n := range c.w.nodes {
+		if t := n.source().Transfers(); len(t) > 0 {
+			c.w.fail("pins and staging return to nothing", "node %d: %+v", n.id, t)
+		}
+		walk(n.disk.files(), "data/replicas", func(name string) {
+			if strings.Contains(name, ".staging/") {
+				c.w.fail("pins and staging return to nothing", "node %d: %s", n.id, name)
+			}
+		})
+	}
+}

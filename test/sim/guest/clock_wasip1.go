@@ -1,0 +1,4 @@
+package main
+
+//go:wasmimport sim jump
+func jumpClock(ns int64)

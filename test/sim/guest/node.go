@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"chronik/internal/admin"
+	"chronik/internal/broker"
+	"chronik/internal/config"
+	"chronik/internal/ident"
+	"chronik/internal/transport"
+)
+
+// node is a broker with its disk, running or not.
+type node struct {
+	w    *world
+	id   int
+	cfg  *config.Config
+	disk *disk
+
+	mu   sync.Mutex
+	run  *run // nil: it does not run
+	held int  // faults that keep it down
+}
+
+// run is one process' life.
+type run struct {
+	b      *broker.Broker
+	frames *frames
+	since  time.Time
+
+	mu   sync.Mutex
+	over bool          // it is dead: what it does is no news
+	told bool          // to stop
+	done chan struct{} // closed when it has ended
+}
+
+func (r *run) tell() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = true
+}
+
+func (r *run) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+}
+
+func (r *run) ended() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
+}
+
+func kafkaAddr(id int) string { return fmt.Sprintf("127.0.0.1:%d", 9000+id) }
+
+func newNode(w *world, id, of int) *node {
+	cfg := config.Default()
+	for i := range of {
+		cfg.Cluster.Peers = append(cfg.Cluster.Peers, config.Peer{ID: ident.NodeID(i + 1), Addr: fmt.Sprintf("127.0.0.1:%d", 9101+i)})
+	}
+	cfg.Node.ID, cfg.Node.DataDir = ident.NodeID(id), "data"
+	cfg.Raft.Listen = cfg.Cluster.Peers[id-1].Addr
+	cfg.Kafka.Listen, cfg.Admin.Listen = kafkaAddr(id), fmt.Sprintf("127.0.0.1:%d", 9200+id)
+	cfg.Kafka.Advertised = cfg.Kafka.Listen
+	cfg.Raft.ElectionTimeout, cfg.Raft.HeartbeatInterval = 500*time.Millisecond, 100*time.Millisecond
+	// Small, so that checkpoints, trims, rolls and installs happen all the time.
+	cfg.Snapshot.ThresholdEntries, cfg.Snapshot.KeepEntries, cfg.Snapshot.HoldBytes = 40, 0, 4<<10
+	cfg.Raftlog.FileBytes, cfg.Raftlog.MaxBytes = logFileBytes, 1<<20
+	cfg.Group.Partitions = 1
+	cfg.Topic.AutoCreate = false
+	n := &node{w: w, id: id, cfg: cfg}
+	n.disk = &disk{w: w, node: id}
+	n.disk.put(newMem())
+	return n
+}
+
+// logFileBytes is a raftlog file's size.
+const logFileBytes = 64 << 10
+
+// start starts the node unless it runs or something keeps it down.
+func (n *node) start() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.run != nil || n.held > 0 || n.w.over() {
+		return
+	}
+	r := &run{done: make(chan struct{}), since: time.Now()}
+	dead := func() error {
+		if r.ended() {
+			return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETDOWN}
+		}
+		return nil
+	}
+	b, err := broker.Start(context.Background(), broker.Options{
+		Config: n.cfg, Log: n.w.opt.log.With("at", n.id), FS: n.disk.mount(), Version: "sim",
+		Net: broker.Net{
+			Listen: func(addr string) (net.Listener, error) {
+				if err := dead(); err != nil {
+					return nil, err
+				}
+				return n.w.net.listen(n.id, addr)
+			},
+			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+				if err := dead(); err != nil {
+					return nil, err
+				}
+				return n.w.net.dial(ctx, n.id, addr)
+			},
+			Receive: func(h transport.Handler) transport.Handler {
+				f := &frames{Handler: h, w: n.w, node: n.id}
+				r.mu.Lock()
+				r.frames = f
+				r.mu.Unlock()
+				return f
+			},
+		},
+	})
+	if err != nil {
+		r.end()
+		n.disk.unmount()
+		n.w.net.kill(n.id)
+		n.stopped(err)
+		return
+	}
+	r.b, n.run = b, r
+	n.w.say(fmt.Sprintf("node %d started", n.id))
+	go n.watch(r)
+}
+
+// watch waits for the end of a run. One that ends by itself must have a reason that a fault gave it.
+func (n *node) watch(r *run) {
+	err := r.b.Wait(context.Background())
+	close(r.done)
+	r.mu.Lock()
+	told := r.told || r.over
+	r.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if told || n.run != r {
+		return
+	}
+	r.end()
+	n.run = nil
+	n.disk.unmount()
+	n.w.net.kill(n.id)
+	n.stopped(err)
+}
+
+// stopped judges why a node does not run, and starts it again as a supervisor would. Caller holds n.mu.
+func (n *node) stopped(err error) {
+	n.w.say(fmt.Sprintf("node %d ended by itself", n.id), "err", err)
+	n.w.count("ended", 1)
+	if !n.mayEnd(err) {
+		n.w.fail("ends only with a reason", "node %d ended by itself: %v", n.id, err)
+	}
+	time.AfterFunc(time.Second, n.start)
+}
+
+// mayEnd tells whether err is one that a fault explains.
+func (n *node) mayEnd(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errPowerOff) || err != nil && strings.Contains(err.Error(), "node id is taken")
+}
+
+// kill ends the node as kill -9 does (percent 100) or a power loss.
+func (n *node) kill(percent int) {
+	n.disk.cut(percent) // first: a node that is just starting holds the lock
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.run
+	n.run = nil
+	if r != nil {
+		r.end()
+	}
+	n.w.net.kill(n.id)
+	if r != nil {
+		if r.frames != nil {
+			r.frames.end()
+		}
+		r.b.Stop()
+	}
+}
+
+// stop stops the node cleanly.
+func (n *node) stop() {
+	n.mu.Lock()
+	r := n.run
+	n.mu.Unlock()
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	f := r.frames
+	r.mu.Unlock()
+	f.end()
+	r.tell()
+	r.b.Stop()
+	<-r.done
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.run == r {
+		r.end()
+		n.run = nil
+		n.disk.unmount()
+		n.w.net.kill(n.id)
+	}
+}
+
+// hold keeps the node down until release.
+func (n *node) hold() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.held++
+}
+
+func (n *node) release() {
+	n.mu.Lock()
+	n.held--
+	n.mu.Unlock()
+	n.start()
+}
+
+// source answers for the running node; nil: it does not run.
+func (n *node) source() admin.Source {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.run == nil {
+		return nil
+	}
+	return n.run.b.Source()
+}
+
+// current returns the run, nil if there is none.
+func (n *node) current() *run {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.run
+}
+
+func (n *node) ready() error {
+	src := n.source()
+	if src == nil {
+		return errors.New("down")
+	}
+	return src.Ready()
+}
+
+func (w *world) over() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ended
+}

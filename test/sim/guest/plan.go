@@ -1,0 +1,338 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"chronik/internal/vfs"
+)
+
+// fault is something that happens to the cluster at a step and ends after a while.
+type fault struct {
+	w    *world
+	kind string
+	step int
+	// node, peer, percent and n are what the kind makes of them; span is how long it lasts.
+	node, peer, percent, n int
+	span                   time.Duration
+
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (f *fault) String() string {
+	return fmt.Sprintf("%d:%s node=%d peer=%d percent=%d n=%d span=%v", f.step, f.kind, f.node, f.peer, f.percent, f.n, f.span)
+}
+
+// kinds are the faults, each as often as it stands here.
+var kinds = []string{
+	"kill", "kill", "kill", "power", "power", "power", "power-all", "power-all", "kill-all", "roll", "pause", "pause",
+	"cut", "isolate", "isolate", "hole", "hole", "frames", "frames", "frames", "crawl", "delay", "slow-disk", "hung-disk", "full-disk",
+	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "checkpoint", "delete-records", "cut-of-power-while-starting",
+}
+
+// makePlan draws the faults of a run.
+func makePlan(w *world) []*fault {
+	rng := w.rand("plan")
+	var plan []*fault
+	for range 3 + rng.IntN(6) {
+		f := &fault{
+			w: w, kind: kinds[rng.IntN(len(kinds))], step: 10 + rng.IntN(max(1, defaultSteps-60)), node: 1 + rng.IntN(len(w.nodes)),
+			percent: []int{0, 50, 100}[rng.IntN(3)], n: rng.IntN(1 << 30), span: time.Duration(200+rng.IntN(4000)) * time.Millisecond,
+		}
+		f.peer = 1 + (f.node+rng.IntN(len(w.nodes)-1))%len(w.nodes)
+		f.ctx, f.cancel = context.WithCancel(context.Background())
+		plan = append(plan, f)
+	}
+	return plan
+}
+
+// last lasts until the fault's time is over or everything is mended.
+func (f *fault) last() {
+	t := time.NewTimer(f.span)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-f.ctx.Done():
+	}
+}
+
+func (f *fault) inject() {
+	if f.ctx.Err() != nil {
+		return
+	}
+	w, n := f.w, f.w.nodes[f.node-1]
+	w.say("fault "+f.String(), "fault", f.kind)
+	w.count("fault "+f.kind, 1)
+	defer func() { w.say("end of fault " + f.String()) }()
+	switch f.kind {
+	case "kill":
+		f.down(100, n)
+	case "power":
+		f.down(f.percent, n)
+	case "power-all":
+		f.down(f.percent, w.nodes...)
+	case "kill-all":
+		f.down(100, w.nodes...)
+	case "cut-of-power-while-starting":
+		f.span /= 20
+		f.down(f.percent, n)
+		f.last()
+		f.down(f.percent, n)
+	case "roll":
+		n.hold()
+		n.stop()
+		f.last()
+		n.release()
+	case "pause":
+		f.pause(n)
+	case "cut":
+		w.net.setCut(f.node, f.peer, true)
+		f.last()
+		w.net.setCut(f.node, f.peer, false)
+	case "isolate":
+		f.isolate(n)
+	case "hole":
+		w.net.setHole(f.node, f.peer, true)
+		f.last()
+		w.net.setHole(f.node, f.peer, false)
+	case "frames":
+		w.setChances(chances{lost: f.n % 30, twice: f.n / 30 % 20, late: f.n / 600 % 30})
+		f.last()
+		w.setChances(chances{})
+	default:
+		f.injectMore(n)
+	}
+}
+
+func (f *fault) injectMore(n *node) {
+	w := f.w
+	switch f.kind {
+	case "crawl":
+		w.net.setRate(f.node, f.peer, int64(8+f.n%20000))
+		f.last()
+		w.net.setRate(f.node, f.peer, 0)
+	case "delay":
+		w.net.setDelay(time.Millisecond, time.Duration(2+f.n%150)*time.Millisecond)
+		f.last()
+		w.net.setDelay(50*time.Microsecond, 400*time.Microsecond)
+	case "slow-disk":
+		n.disk.setSlow(2 + f.n%60)
+		f.last()
+		n.disk.setSlow(0)
+	case "hung-disk":
+		n.disk.setHung(true)
+		f.last()
+		n.disk.setHung(false)
+	case "full-disk":
+		n.disk.setRoom(int64(1 + f.n%(3*logFileBytes)))
+		f.last()
+		n.disk.setRoom(0)
+	case "clock":
+		jumpClock(int64(f.n-1<<29) * 1000 * 20) // up to three hours either way
+	case "checkpoint":
+		for _, n := range w.nodes {
+			if src := n.source(); src != nil {
+				ctx, cancel := context.WithTimeout(f.ctx, f.span)
+				_, _ = src.TakeCheckpoint(ctx, "", -1, false) // while other things break it may fail
+				cancel()
+			}
+		}
+	case "delete-records":
+		w.load.deleteRecords(f.ctx, int32(f.n%partitions))
+	case "wipe":
+		f.lose(n, func() *vfs.MemFS { return newMem() })
+	case "restore":
+		old := n.disk.durable()
+		f.last()
+		f.lose(n, func() *vfs.MemFS { return old })
+	case "flip":
+		f.lose(n, func() *vfs.MemFS {
+			mem := n.disk.durable()
+			flip(f, mem)
+			return mem
+		})
+	}
+}
+
+// down ends nodes at once and keeps them down for a while.
+func (f *fault) down(percent int, nodes ...*node) {
+	for _, n := range nodes {
+		n.hold()
+		n.kill(percent)
+	}
+	f.last()
+	for _, n := range nodes {
+		n.release()
+	}
+}
+
+// pause is what SIGSTOP does: nothing comes out of the node, nothing goes in, and its disk stands still.
+func (f *fault) pause(n *node) {
+	others := f.w.others(n.id)
+	n.disk.setHung(true)
+	for _, o := range others {
+		f.w.net.setHole(n.id, o, true)
+		f.w.net.setHole(o, n.id, true)
+	}
+	f.last()
+	for _, o := range others {
+		f.w.net.setHole(n.id, o, false)
+		f.w.net.setHole(o, n.id, false)
+	}
+	n.disk.setHung(false)
+}
+
+// isolate parts a node from the other nodes, and every second time from clients.
+func (f *fault) isolate(n *node) {
+	others := f.w.others(n.id)
+	if f.n%2 == 0 {
+		others = others[1:]
+	}
+	for _, o := range others {
+		f.w.net.setCut(n.id, o, true)
+	}
+	f.last()
+	for _, o := range others {
+		f.w.net.setCut(n.id, o, false)
+	}
+}
+
+// others are the clients and all nodes but one.
+func (w *world) others(id int) []int {
+	out := []int{0}
+	for _, n := range w.nodes {
+		if n.id != id {
+			out = append(out, n.id)
+		}
+	}
+	return out
+}
+
+// losing is held by the one fault that may take bytes which were durable: a majority
+// of disks is enough for nothing to be lost, and two such faults at once could leave less.
+var losing sync.Mutex
+
+// lose replaces a node's disk, once the cluster is whole, and waits until it is whole again.
+func (f *fault) lose(n *node, with func() *vfs.MemFS) {
+	for !losing.TryLock() {
+		if !f.rest() {
+			return
+		}
+	}
+	defer losing.Unlock()
+	if !f.awaitWhole() {
+		f.w.count("fault without effect "+f.kind, 1)
+		return
+	}
+	n.hold()
+	n.kill(f.percent)
+	n.disk.put(with())
+	f.w.say("disk replaced")
+	if f.n%3 > 0 {
+		f.last()
+	}
+	n.release()
+	f.awaitWhole()
+}
+
+// awaitWhole waits until nothing is lost or behind and every node has run for longer than
+// witnesses take to write down what they heard.
+func (f *fault) awaitWhole() bool {
+	for {
+		err := f.w.whole()
+		if err == nil {
+			err = f.settled()
+		}
+		if err == nil {
+			return true
+		}
+		if !f.rest() {
+			return false
+		}
+	}
+}
+
+// settled: a restored copy is found out by peers that run for ten seconds; docs/guarantees.md says so.
+func (f *fault) settled() error {
+	if f.kind != "restore" {
+		return nil
+	}
+	for _, n := range f.w.nodes {
+		if r := n.current(); r == nil || time.Since(r.since) < 11*time.Second {
+			return fmt.Errorf("node %d has just started", n.id)
+		}
+	}
+	return nil
+}
+
+func (f *fault) rest() bool {
+	select {
+	case <-time.After(step):
+		return true
+	case <-f.ctx.Done():
+		return false
+	}
+}
+
+// flip turns one bit of a file. Of the raftlog the last file is left alone: a bad frame at the
+// very end is what a power loss leaves, and is dropped (docs/guarantees.md).
+func flip(f *fault, mem *vfs.MemFS) {
+	var files []string
+	var logs []string
+	walk(mem, "data", func(name string) {
+		switch {
+		case strings.HasPrefix(name, "data/raftlog/"):
+			if strings.HasSuffix(name, ".log") {
+				logs = append(logs, name)
+			}
+		case strings.Contains(name, "/replicas/"):
+			files = append(files, name)
+		}
+	})
+	if len(logs) > 1 {
+		files = append(files, logs[:len(logs)-1]...)
+	}
+	if len(files) == 0 {
+		return
+	}
+	name := files[f.n%len(files)]
+	st, err := mem.Stat(name)
+	if err != nil || st.Size() == 0 {
+		return
+	}
+	h, err := mem.OpenReadWrite(name, vfs.CategoryNode)
+	if err != nil {
+		return
+	}
+	defer func() { _ = h.Close() }() // memory
+	var b [1]byte
+	at := int64(f.n) % st.Size()
+	if _, err := h.ReadAt(b[:], at); err != nil {
+		return
+	}
+	b[0] ^= 1 << (f.n % 8)
+	if _, err := h.WriteAt(b[:], at); err == nil {
+		_ = h.Sync() // memory
+	}
+	f.w.say("flipped a bit", "file", name, "at", at)
+}
+
+func walk(mem *vfs.MemFS, dir string, each func(name string)) {
+	names, err := vfs.List(mem, dir)
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		p := path.Join(dir, name)
+		if st, err := mem.Stat(p); err == nil && st.IsDir() {
+			walk(mem, p, each)
+		} else if err == nil {
+			each(p)
+		}
+	}
+}

@@ -102,15 +102,16 @@ func (l *Log) shutdown() {
 
 // encode puts one op into the batch, or refuses it.
 func (l *Log) encode(o *op) {
-	var err error
-	switch o.kind {
-	case opAppend:
+	err := l.w.err
+	switch {
+	case err != nil: // what this one builds on is not in the log
+	case o.kind == opAppend:
 		err = l.encodeAppend(o.app)
-	case opCreate:
+	case o.kind == opCreate:
 		err = l.encodeCreate(o.cs)
-	case opRemove:
+	case o.kind == opRemove:
 		err = l.encodeRemove(o.replica)
-	case opNode:
+	case o.kind == opNode:
 		err = l.put(&frame{kind: kindNode, flags: hasBlob, blob: o.blob})
 	}
 	l.w.dones = append(l.w.dones, completion{*o, err})

@@ -45,7 +45,7 @@ func newChecker(w *world) *checker {
 }
 
 // every is of how many acknowledgements one is looked for on the disks.
-const every = 40
+const every = 50
 
 // ack looks whether the nth acknowledged record is on a majority's disks, should the power go now.
 func (c *checker) ack(n int, at place, v string) {

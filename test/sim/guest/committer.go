@@ -26,7 +26,7 @@ func (c *committer) run(ctx context.Context) {
 		life, cancel := context.WithTimeout(ctx, time.Duration(1000+rng.IntN(5000))*time.Millisecond)
 		cl := c.w.client(
 			kgo.ConsumerGroup(groupName), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit(), kgo.SessionTimeout(6*time.Second),
-			kgo.HeartbeatInterval(500*time.Millisecond), kgo.FetchMaxWait(200*time.Millisecond), kgo.Balancers(kgo.RangeBalancer()),
+			kgo.HeartbeatInterval(500*time.Millisecond), kgo.FetchMaxWait(time.Second), kgo.Balancers(kgo.RangeBalancer()),
 			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		)
 		c.consume(life, cl)
@@ -56,6 +56,7 @@ func (c *committer) consume(ctx context.Context, cl *kgo.Client) {
 			c.committed[p] = max(c.committed[p], off)
 		}
 		c.mu.Unlock()
+		time.Sleep(200 * time.Millisecond)
 	}
 }
 
@@ -65,7 +66,7 @@ func (c *committer) watch(ctx context.Context) {
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
 	for ctx.Err() == nil {
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(time.Second)
 		c.mu.Lock()
 		before := map[int32]int64{}
 		for p, off := range c.committed {

@@ -239,11 +239,11 @@ func (m *mount) Lock(string) (io.Closer, error) { return io.NopCloser(strings.Ne
 func (m *mount) GetDiskUsage(string) (pebble.DiskUsage, error) {
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
-	total := uint64(1 << 40)
-	u := uint64(used(m.MemFS, "data"))
-	if m.d.room > 0 {
-		total = uint64(m.d.room)
+	total := uint64(m.d.room)
+	if total == 0 {
+		return pebble.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 40}, nil
 	}
+	u := uint64(used(m.MemFS, "data"))
 	return pebble.DiskUsage{TotalBytes: total, UsedBytes: u, AvailBytes: total - min(u, total)}, nil
 }
 

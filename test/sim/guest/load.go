@@ -152,7 +152,7 @@ func (l *load) produce(cl *kgo.Client, i int, p int32) {
 				l.w.fail("idempotent producer goes on", "%.40s: %v", v, err)
 			}
 		})
-		time.Sleep(time.Duration(5+rng.IntN(60)) * time.Millisecond)
+		time.Sleep(time.Duration(20+rng.IntN(300)) * time.Millisecond)
 	}
 }
 
@@ -254,7 +254,7 @@ func (l *load) from(o kgo.Offset) []kgo.Opt {
 	for p := range int32(partitions) {
 		at[p] = o
 	}
-	return []kgo.Opt{kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: at}), kgo.FetchMaxWait(200 * time.Millisecond)}
+	return []kgo.Opt{kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: at}), kgo.FetchMaxWait(time.Second)}
 }
 
 func (l *load) poll(ctx context.Context, cl *kgo.Client) {

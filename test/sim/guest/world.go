@@ -12,8 +12,8 @@ import (
 // A step is this much virtual time. After each the invariants are checked.
 const step = 50 * time.Millisecond
 
-// defaultSteps are 15 seconds of faults.
-const defaultSteps = 300
+// defaultSteps are 10 seconds of faults.
+const defaultSteps = 200
 
 // convergence is how long a mended cluster may take until all is well again.
 const convergence = 90 * time.Second

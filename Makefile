@@ -6,6 +6,8 @@ VERSITYGW := v1.8.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
+STEPS ?= 400
+N ?= 100
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*
@@ -48,6 +50,12 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 chaos: ## break loaded clusters in every way, 20 rounds each
 	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
 
+sim: ## deterministic simulation: make sim SEED=17 STEPS=340, or make sim N=1000
+	go run ./test/sim -steps $(STEPS) $(if $(SEED),-seed $(SEED) -v,-n $(N)) $(SIMFLAGS)
+
+sim-ci: ## as many of 200 simulated seeds as fit in five minutes
+	go run ./test/sim -steps $(STEPS) -n 200 -for 5m $(SIMFLAGS)
+
 s3: ## the object store against a real S3 server program, versitygw (built into a temporary directory)
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
 	CHRONIK_S3_SERVER=$$bin/versitygw go test -count=1 -v ./test/s3
@@ -75,4 +83,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos sim sim-ci s3 demo-input start-time transfer bench bench-snapshot docs full

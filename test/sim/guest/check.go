@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 
 	"chronik/internal/admin"
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 	"chronik/test/offline"
 )
@@ -121,11 +124,32 @@ func (c *checker) replica(n *node, r *run, row admin.Replica) {
 		}
 		c.homes[row.ReplicaID] = home
 	}
+	for _, f := range row.Followers {
+		c.watch(row, f)
+	}
 	was := c.last[row.ReplicaID]
 	if was.run == r && row.State != "quarantined" && (row.CommitIndex < was.commit || row.AppliedIndex < was.applied) {
 		w.fail("commit and applied never go back", "node %d: commit %d, applied %d, then %+v", n.id, was.commit, was.applied, row)
 	}
 	c.last[row.ReplicaID] = progress{r, row.CommitIndex, row.AppliedIndex}
+}
+
+// patience is how long a follower that is there may wait for a snapshot to come to something.
+const patience = 40 * time.Second
+
+// watch: a follower in StateSnapshot has a transfer under way, or a watchdog that ends the state.
+func (c *checker) watch(row admin.Replica, f admin.Follower) {
+	key := fmt.Sprintf("%d of %d in term %d", f.ReplicaID, row.ReplicaID, row.Term)
+	if f.State != "StateSnapshot" || !f.Alive {
+		delete(c.stuck, key)
+		return
+	}
+	since, ok := c.stuck[key]
+	if !ok {
+		c.stuck[key] = time.Now()
+	} else if time.Since(since) > patience {
+		c.w.fail("a snapshot comes to something", "%s: follower %s in StateSnapshot for %v", row.Group, key, time.Since(since))
+	}
 }
 
 // image checks that nodes with metadata of one index have the same metadata.
@@ -181,7 +205,47 @@ func (c *checker) end() {
 		}
 	}
 	c.digests()
+	c.states()
 	c.remains()
+}
+
+// states compares what checkpoints say of each group: some replicas came to their state by a
+// snapshot, others by their log, and it must be one, producers and all.
+func (c *checker) states() {
+	type point struct {
+		group ident.GroupID
+		index ident.Index
+	}
+	states := map[point][]byte{}
+	for _, n := range c.w.nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		_, err := n.source().TakeCheckpoint(ctx, "", -1, false)
+		cancel()
+		if err != nil {
+			c.w.fail("converges", "node %d takes no checkpoints: %v", n.id, err)
+			return
+		}
+	}
+	for _, n := range c.w.nodes {
+		mem := n.disk.durable()
+		walk(mem, "data/replicas", func(name string) {
+			if path.Base(name) != "checkpoint" {
+				return
+			}
+			ck, blob, err := snapshot.Read(mem, path.Dir(name))
+			if err != nil {
+				c.w.fail("checkpoints are readable", "node %d: %v", n.id, err)
+				return
+			}
+			at := point{ck.Group, ck.Point.Index}
+			if was, ok := states[at]; ok && !bytes.Equal(was, blob) {
+				c.w.fail("state by snapshot is state by replay", "node %d, %s, index %d: %x, elsewhere %x", n.id, name, at.index, blob, was)
+			} else if ok {
+				c.w.count("states compared", 1)
+			}
+			states[at] = blob
+		})
+	}
 }
 
 // readAll reads both partitions to their ends.

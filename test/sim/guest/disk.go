@@ -31,6 +31,9 @@ type disk struct {
 	slow   int           // times as long as it should take; 0 and 1: as it should
 	hung   chan struct{} // until it is closed nothing goes on; nil: not hung
 	room   int64         // bytes that the files may have; 0: enough
+	fail   int           // of so many syncs the last one fails; 0: none
+	// rotten: a sync has failed. The kernel takes the pages for written; a restart finds what really is.
+	rotten bool
 }
 
 // mount is the disk as one run of the node sees it.
@@ -67,6 +70,9 @@ func (d *disk) cut(percent int) {
 		d.runs.dead = true
 		d.runs = nil
 	}
+	if d.rotten {
+		percent, d.rotten = 0, false
+	}
 	d.mem = d.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 }
 
@@ -77,6 +83,9 @@ func (d *disk) unmount() {
 	if d.runs != nil {
 		d.runs.dead = true
 		d.runs = nil
+	}
+	if d.rotten {
+		d.mem, d.rotten = d.mem.CrashClone(vfs.CrashCloneCfg{}), false
 	}
 }
 
@@ -308,7 +317,29 @@ func (f *file) sync() error {
 	if err := f.m.enter(opSync, 0); err != nil {
 		return err
 	}
+	if f.m.d.fails() {
+		return &os.PathError{Op: "sync", Path: f.name, Err: syscall.EIO}
+	}
 	return f.File.Sync()
+}
+
+// fails tells whether this sync is the one that fails.
+func (d *disk) fails() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fail == 0 {
+		return false
+	}
+	d.fail--
+	d.rotten = d.rotten || d.fail == 0
+	return d.fail == 0
+}
+
+// setFail makes the nth sync from now fail; 0: none.
+func (d *disk) setFail(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = n
 }
 
 func (f *file) Sync() error                { return f.sync() }

@@ -166,7 +166,7 @@ func (n *node) stopped(err error) {
 
 // mayEnd tells whether err is one that a fault explains.
 func (n *node) mayEnd(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errPowerOff) || err != nil && strings.Contains(err.Error(), "node id is taken")
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errPowerOff) || errors.Is(err, syscall.EIO) || err != nil && strings.Contains(err.Error(), "node id is taken")
 }
 
 // kill ends the node as kill -9 does (percent 100) or a power loss.

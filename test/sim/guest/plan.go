@@ -25,13 +25,13 @@ type fault struct {
 }
 
 func (f *fault) String() string {
-	return fmt.Sprintf("%d:%s node=%d peer=%d percent=%d n=%d span=%v", f.step, f.kind, f.node, f.peer, f.percent, f.n, f.span)
+	return fmt.Sprintf("%s at=%d node=%d peer=%d percent=%d n=%d span=%v", f.kind, f.step, f.node, f.peer, f.percent, f.n, f.span)
 }
 
 // kinds are the faults, each as often as it stands here.
 var kinds = []string{
 	"kill", "kill", "kill", "power", "power", "power", "power-all", "power-all", "kill-all", "roll", "pause", "pause",
-	"cut", "isolate", "isolate", "hole", "hole", "frames", "frames", "frames", "crawl", "delay", "slow-disk", "hung-disk", "full-disk",
+	"cut", "isolate", "isolate", "hole", "hole", "frames", "frames", "frames", "crawl", "delay", "slow-disk", "hung-disk", "full-disk", "bad-disk",
 	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "checkpoint", "delete-records", "cut-of-power-while-starting",
 }
 
@@ -62,15 +62,15 @@ func (f *fault) last() {
 }
 
 func (f *fault) inject() {
-	if f.ctx.Err() != nil {
-		return
-	}
 	if f.kind == "restore" {
 		calm.Lock()
 		defer calm.Unlock()
 	} else {
 		calm.RLock()
 		defer calm.RUnlock()
+	}
+	if f.ctx.Err() != nil {
+		return
 	}
 	w, n := f.w, f.w.nodes[f.node-1]
 	w.say("fault "+f.String(), "fault", f.kind)
@@ -139,6 +139,10 @@ func (f *fault) injectMore(n *node) {
 		n.disk.setRoom(int64(1 + f.n%(3*logFileBytes)))
 		f.last()
 		n.disk.setRoom(0)
+	case "bad-disk":
+		n.disk.setFail(1 + f.n%40)
+		f.last()
+		n.disk.setFail(0)
 	case "clock":
 		jumpClock(int64(f.n-1<<29) * 1000 * 20) // up to three hours either way
 	case "checkpoint":

@@ -184,6 +184,7 @@ func (w *world) mend() {
 		n.disk.setHung(false)
 		n.disk.setSlow(0)
 		n.disk.setRoom(0)
+		n.disk.setFail(0)
 		n.start()
 	}
 }
@@ -241,7 +242,7 @@ func (w *world) whole() error {
 		}
 		for _, p := range c.Internal {
 			for _, r := range p.Replicas {
-				if r.Lost || r.Joining || r.Learner {
+				if r.Lost || r.Joining {
 					return fmt.Errorf("node %d: replica %d of %s is not whole: %+v", n.id, r.ReplicaID, p.Group, r)
 				}
 			}

@@ -69,7 +69,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.Uint64Var(&o.seed, "seed", 0, "run this seed alone")
 	f.Uint64Var(&o.from, "from", 1, "first seed of a sweep")
 	f.IntVar(&o.n, "n", 100, "seeds of a sweep")
-	f.IntVar(&o.steps, "steps", 400, "steps of each run")
+	f.IntVar(&o.steps, "steps", 200, "steps of each run")
 	skip := f.String("skip", "", "indexes of the planned faults that do not happen: 0,2,5")
 	f.BoolVar(&o.verbose, "v", false, "print the guest's log")
 	f.StringVar(&o.tally, "tally", "", "add what was done to this file")

@@ -40,7 +40,8 @@ func (t *sums) add(r machine.Result, skip []int) {
 	}
 	for i, name := range r.Faults {
 		if !slices.Contains(skip, i) {
-			t.faults[name]++
+			kind, _, _ := strings.Cut(name, " ")
+			t.faults[kind]++
 		}
 	}
 	for name, n := range r.Counts {
@@ -194,6 +195,7 @@ func (c *collector) collect(results <-chan done, began time.Time) error {
 func (c *collector) take(d done) error {
 	if d.result.Violation != nil {
 		c.bad = append(c.bad, d.result)
+		fmt.Fprintf(os.Stderr, "sim: seed %d: %s\n", d.seed, d.result.Violation.Check)
 		if !c.keepGoing {
 			c.stop()
 		}

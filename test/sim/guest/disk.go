@@ -26,7 +26,7 @@ type disk struct {
 	mu   sync.Mutex
 	mem  *vfs.MemFS
 	runs *mount // the running node's; nil: none
-	// serial changes when the disk is replaced by an empty or an older one.
+	// serial changes when the disk is replaced by an empty one. (An older one may lack nothing.)
 	serial int
 	slow   int           // times as long as it should take; 0 and 1: as it should
 	hung   chan struct{} // until it is closed nothing goes on; nil: not hung
@@ -96,11 +96,18 @@ func (d *disk) durable() *vfs.MemFS {
 	return d.mem.CrashClone(vfs.CrashCloneCfg{})
 }
 
-// put replaces the disk.
+// put replaces the disk's bytes.
 func (d *disk) put(mem *vfs.MemFS) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mem = mem
+}
+
+// wipe leaves an empty disk.
+func (d *disk) wipe() {
+	d.put(newMem())
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.serial++
 }
 

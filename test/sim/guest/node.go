@@ -78,7 +78,7 @@ func newNode(w *world, id, of int) *node {
 	cfg.Topic.AutoCreate = false
 	n := &node{w: w, id: id, cfg: cfg}
 	n.disk = &disk{w: w, node: id}
-	n.disk.put(newMem())
+	n.disk.wipe()
 	return n
 }
 

@@ -156,15 +156,11 @@ func (f *fault) injectMore(n *node) {
 	case "delete-records":
 		w.load.deleteRecords(f.ctx, int32(f.n%partitions))
 	case "wipe":
-		f.lose(n, func() *vfs.MemFS { return newMem() })
+		f.lose(n, n.disk.wipe)
 	case "restore":
 		f.restore(n)
 	case "flip":
-		f.lose(n, func() *vfs.MemFS {
-			mem := n.disk.durable()
-			flip(f, mem)
-			return mem
-		})
+		f.lose(n, func() { flip(f, n.disk.files()) })
 	}
 }
 
@@ -226,8 +222,8 @@ func (w *world) others(id int) []int {
 // of disks is enough for nothing to be lost, and two such faults at once could leave less.
 var losing sync.Mutex
 
-// lose replaces a node's disk, once the cluster is whole, and waits until it is whole again.
-func (f *fault) lose(n *node, with func() *vfs.MemFS) {
+// lose takes bytes from a node's disk, once the cluster is whole, and waits until it is whole again.
+func (f *fault) lose(n *node, damage func()) {
 	for !losing.TryLock() {
 		if !f.rest() {
 			return
@@ -240,8 +236,8 @@ func (f *fault) lose(n *node, with func() *vfs.MemFS) {
 	}
 	n.hold()
 	n.kill(f.percent)
-	n.disk.put(with())
-	f.w.say("disk replaced")
+	damage()
+	f.w.say("disk damaged")
 	if f.n%3 > 0 {
 		f.last()
 	}
@@ -260,7 +256,7 @@ func (f *fault) restore(n *node) {
 	}
 	old := n.disk.durable()
 	f.last()
-	f.lose(n, func() *vfs.MemFS { return old })
+	f.lose(n, func() { n.disk.put(old) })
 }
 
 // awaitWhole waits until nothing is lost or behind.

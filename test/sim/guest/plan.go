@@ -144,7 +144,7 @@ func (f *fault) injectMore(n *node) {
 		f.last()
 		n.disk.setFail(0)
 	case "clock":
-		jumpClock(int64(f.n-1<<29) * 1000 * 20) // up to three hours either way
+		jumpClock(int64(f.n-1<<29) * 1600) // up to a quarter of an hour either way: records from the far future are refused
 	case "checkpoint":
 		for _, n := range w.nodes {
 			if src := n.source(); src != nil {

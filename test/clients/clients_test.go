@@ -241,7 +241,10 @@ func segmentio(t *testing.T, c *harness.Cluster) {
 	c.CreateTopic("kafkago", partitions)
 	l := newLedger()
 	var n atomic.Int64
+	transport := &kafkago.Transport{} // the default one's connections outlive the writer
+	defer transport.CloseIdleConnections()
 	w := &kafkago.Writer{
+		Transport: transport,
 		Addr: kafkago.TCP(c.Bootstrap()...), Topic: "kafkago", RequiredAcks: kafkago.RequireAll, BatchTimeout: 10 * time.Millisecond,
 		Balancer: &kafkago.RoundRobin{}, Compression: kafkago.Snappy, MaxAttempts: 20,
 		Completion: func(ms []kafkago.Message, err error) {

@@ -241,7 +241,7 @@ func segmentio(t *testing.T, c *harness.Cluster) {
 	c.CreateTopic("kafkago", partitions)
 	l := newLedger()
 	var n atomic.Int64
-	transport := &kafkago.Transport{} // the default one's connections outlive the writer
+	transport := &kafkago.Transport{MetadataTTL: 500 * time.Millisecond} // the default one's connections outlive the writer
 	defer transport.CloseIdleConnections()
 	w := &kafkago.Writer{
 		Transport: transport,

@@ -245,7 +245,7 @@ func segmentio(t *testing.T, c *harness.Cluster) {
 	defer transport.CloseIdleConnections()
 	w := &kafkago.Writer{
 		Transport: transport,
-		Addr: kafkago.TCP(c.Bootstrap()...), Topic: "kafkago", RequiredAcks: kafkago.RequireAll, BatchTimeout: 10 * time.Millisecond,
+		Addr:      kafkago.TCP(c.Bootstrap()...), Topic: "kafkago", RequiredAcks: kafkago.RequireAll, BatchTimeout: 10 * time.Millisecond,
 		Balancer: &kafkago.RoundRobin{}, Compression: kafkago.Snappy, MaxAttempts: 20,
 		Completion: func(ms []kafkago.Message, err error) {
 			if err != nil {

@@ -47,6 +47,9 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 	CHRONIK_ROUNDS=50 go test -count=1 -timeout 30m -run TestKillRounds -v ./test/kill
 	CHRONIK_ROUNDS=20 go test -count=1 -timeout 30m -run TestKillAll -v ./test/kill
 
+crash: ## cut the power at every step of every story, none left out
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v ./test/crash
+
 chaos: ## break loaded clusters in every way, 20 rounds each
 	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
 
@@ -81,6 +84,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
+full: lint test long race fuzz e2e compat kill crash chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos sim sim-ci s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos sim sim-ci s3 demo-input start-time transfer bench bench-snapshot docs full

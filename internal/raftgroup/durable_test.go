@@ -346,3 +346,34 @@ func TestRule15QueuedReceiverLives(t *testing.T) {
 		}
 	})
 }
+
+// TestCrashInRemove cuts the power while a retired replica with a trimmed log is removed: it is
+// there or not, and never taken for corrupt.
+func TestCrashInRemove(t *testing.T) {
+	for _, keep := range []int{0, 100} {
+		inCluster(t, 1, smallSteps, func(c *cluster) {
+			c.create(1)
+			c.fill("k", 0, 60)
+			nd := c.nodes[1]
+			c.eventually("the log is trimmed", func() bool { return nd.replica().Status().FirstIndex > 2 })
+			id := nd.replica().ID()
+			var left *vfs.MemFS
+			invariant.SetPointHook(func(point string) {
+				if strings.HasPrefix(point, "raftgroup.remove.") {
+					left = nd.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rand.New(rand.NewPCG(1, 1))})
+				}
+			})
+			defer invariant.SetPointHook(nil)
+			must(t, nd.host.Remove(id))
+			invariant.SetPointHook(nil)
+			if left == nil {
+				t.Fatal("no point was passed")
+			}
+			nd.kill(0)
+			back := c.boot(1, nd.store, left)
+			if err := back.ev.quarantine(id); err != nil {
+				t.Errorf("%d %% left: %v", keep, err)
+			}
+		})
+	}
+}

@@ -290,20 +290,23 @@ func (h *Host) Remove(id ident.ReplicaID) error {
 	}
 	r.shutdown(ErrStopped)
 	<-r.done
-	// Files first: after a crash in between, the creation record still names the
-	// replica, and its owner removes it again. Nothing else would find the files.
-	if err := r.removeFiles(); err != nil {
-		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
-	}
-	invariant.Point("raftgroup.remove.files")
-	if err := h.opt.Log.Remove(id); err != nil {
+	if err := r.remove(); err != nil {
 		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
 	}
 	h.forget(r)
 	return nil
 }
 
-func (r *Replica) removeFiles() error {
+// remove deletes the log first: a start that finds the log, trimmed, and not the checkpoint takes the
+// replica for corrupt. After a crash in between the directory is nobody's, as that of a donor is, and
+// the owner of Options.Dir sweeps those of retired replicas.
+func (r *Replica) remove() error {
+	if r.h.opt.Log.Replica(r.ID()) != nil { // else an earlier attempt failed at the files
+		if err := r.h.opt.Log.Remove(r.ID()); err != nil {
+			return err
+		}
+	}
+	invariant.Point("raftgroup.remove.log")
 	r.bg.Lock()
 	defer r.bg.Unlock()
 	if err := r.h.opt.FS.RemoveAll(r.base); err != nil {

@@ -165,3 +165,37 @@ func TestDonors(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+// A crash at each step of a discard leaves the live generation, and a second call ends the work.
+func TestDiscardStagingCrash(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, percent := range []int{0, 50, 100} {
+		fs := vfs.NewCrashableMem()
+		mkdirs(t, fs, "/b/g1", "/b/g2", "/b/g3.staging")
+		must(Write(fs, "/b/g1", sample(), None, blobOf([]byte("live"))))
+		noErr(t, vfs.SyncDir(fs, "/b"))
+		points := map[string]int{}
+		var clones []*vfs.MemFS
+		invariant.SetPointHook(func(p string) {
+			points[p]++
+			clones = append(clones, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}))
+		})
+		noErr(t, DiscardStaging(fs, "/b", 1))
+		invariant.SetPointHook(nil)
+		if points["snapshot.staging.discard"] != 2 || points["snapshot.staging.discarded"] != 1 {
+			t.Fatalf("points %v", points)
+		}
+		if got := names(t, clones[len(clones)-1], "/b"); !slices.Equal(got, []string{"g1"}) {
+			t.Fatalf("%d %%: the removal is not durable: %v", percent, got)
+		}
+		for _, c := range clones {
+			noErr(t, DiscardStaging(c, "/b", 1))
+			if _, blob, err := Read(c, "/b/g1"); err != nil || string(blob) != "live" {
+				t.Fatalf("%d %%: %q, %v", percent, blob, err)
+			}
+			if got := names(t, c, "/b"); !slices.Equal(got, []string{"g1"}) {
+				t.Fatalf("%d %%: left %v", percent, got)
+			}
+		}
+	}
+}

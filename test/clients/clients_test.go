@@ -241,8 +241,11 @@ func segmentio(t *testing.T, c *harness.Cluster) {
 	c.CreateTopic("kafkago", partitions)
 	l := newLedger()
 	var n atomic.Int64
+	transport := &kafkago.Transport{MetadataTTL: 500 * time.Millisecond} // the default one's connections outlive the writer
+	defer transport.CloseIdleConnections()
 	w := &kafkago.Writer{
-		Addr: kafkago.TCP(c.Bootstrap()...), Topic: "kafkago", RequiredAcks: kafkago.RequireAll, BatchTimeout: 10 * time.Millisecond,
+		Transport: transport,
+		Addr:      kafkago.TCP(c.Bootstrap()...), Topic: "kafkago", RequiredAcks: kafkago.RequireAll, BatchTimeout: 10 * time.Millisecond,
 		Balancer: &kafkago.RoundRobin{}, Compression: kafkago.Snappy, MaxAttempts: 20,
 		Completion: func(ms []kafkago.Message, err error) {
 			if err != nil {

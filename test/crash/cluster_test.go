@@ -52,7 +52,7 @@ const (
 // settle is how long a cluster may take to do what it is about to do.
 const settle = 60 * time.Second
 
-// cluster is three nodes of this process on memory disks.
+// cluster is three nodes of this process on memory disks, or one.
 type cluster struct {
 	t     testing.TB
 	power *power
@@ -113,12 +113,15 @@ func freeAddr(t testing.TB) string {
 
 // newCluster makes three nodes with empty disks that are not started. Tune may
 // change each disk before anything is written to it.
-func newCluster(t testing.TB, tune func(*disk)) *cluster {
+func newCluster(t testing.TB, tune func(*disk)) *cluster { return newClusterOf(t, 3, tune) }
+
+// newClusterOf makes n nodes; one alone needs no peers.
+func newClusterOf(t testing.TB, n int, tune func(*disk)) *cluster {
 	t.Helper()
 	p := &power{}
-	c := &cluster{t: t, power: p, logs: &lines{}, nodes: make([]*broker.Broker, 3), http: &http.Client{Timeout: 5 * time.Second}}
+	c := &cluster{t: t, power: p, logs: &lines{}, nodes: make([]*broker.Broker, n), http: &http.Client{Timeout: 5 * time.Second}}
 	var peers []config.Peer
-	for i := range 3 {
+	for i := range n {
 		d := newDisk(vfs.NewCrashableMem(), p)
 		if tune != nil {
 			tune(d)
@@ -126,7 +129,7 @@ func newCluster(t testing.TB, tune func(*disk)) *cluster {
 		c.disks = append(c.disks, d)
 		peers = append(peers, config.Peer{ID: ident.NodeID(i + 1), Addr: freeAddr(t)})
 	}
-	for i := range 3 {
+	for i := range n {
 		c.cfgs = append(c.cfgs, nodeConfig(t, i, peers))
 	}
 	t.Cleanup(c.close)
@@ -196,8 +199,18 @@ func (c *cluster) stop(nodes ...int) {
 	}
 }
 
+func (c *cluster) stopAll() {
+	c.t.Helper()
+	for i := range c.nodes {
+		defer c.stop(i) // each waits for itself
+		if b := c.nodes[i]; b != nil {
+			b.Stop()
+		}
+	}
+}
+
 func (c *cluster) close() {
-	c.stop(0, 1, 2)
+	c.stopAll()
 	c.http.CloseIdleConnections()
 	if c.t.Failed() {
 		logs := c.logs.String()
@@ -218,6 +231,16 @@ func (c *cluster) replace(left []*vfs.MemFS) {
 // get asks node i's admin address.
 func (c *cluster) get(i int, path string, into any) error {
 	resp, err := c.http.Get("http://" + c.cfgs[i].Admin.Listen + path)
+	return answered(path, resp, err, into)
+}
+
+// post is get of what changes something.
+func (c *cluster) post(i int, path string, into any) error {
+	resp, err := c.http.Post("http://"+c.cfgs[i].Admin.Listen+path, "", nil)
+	return answered(path, resp, err, into)
+}
+
+func answered(path string, resp *http.Response, err error, into any) error {
 	if err != nil {
 		return err
 	}
@@ -297,7 +320,7 @@ func (c *cluster) createTopic(roll bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), settle)
 	defer cancel()
 	c.eventually("topic is made", func() error {
-		res, err := kadm.NewClient(cl).CreateTopic(ctx, partitions, 3, settings, topic)
+		res, err := kadm.NewClient(cl).CreateTopic(ctx, partitions, int16(len(c.nodes)), settings, topic)
 		if err == nil {
 			err = res.Err
 		}

@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -21,7 +22,7 @@ import (
 type power struct{ mu sync.RWMutex }
 
 // cut returns what is left of each disk if the power goes now: all that was synced,
-// and percent of the blocks and directory entries that were not.
+// and percent of the blocks, new names and removed names that were not.
 func (p *power) cut(disks []*disk, percent int) []*vfs.MemFS {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -29,23 +30,41 @@ func (p *power) cut(disks []*disk, percent int) []*vfs.MemFS {
 	left := make([]*vfs.MemFS, len(disks))
 	for i, d := range disks {
 		left[i] = d.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
+		d.unlinked.strike(left[i], percent, rng)
 	}
 	return left
 }
 
-// op is a step that a disk may be told to leave out, or be watched at.
+// op is a change of a disk.
 type op string
 
 const (
-	opSync    op = "sync" // of a file, or a directory's entries
-	opCreate  op = "create"
-	opLink    op = "link"
-	opRename  op = "rename"
-	opRemove  op = "remove"
-	opMkdir   op = "mkdir"
-	opSynced  op = "synced"
-	opRenamed op = "renamed"
+	opSync   op = "sync" // of a file, or a directory's entries
+	opWrite  op = "write"
+	opCreate op = "create"
+	opLink   op = "link"
+	opRename op = "rename"
+	opRemove op = "remove"
+	opMkdir  op = "mkdir"
 )
+
+// when says how much of a change is made.
+type when string
+
+const (
+	before when = "before"
+	torn   when = "in the midst of" // a write of which a part is made
+	after  when = "after"
+)
+
+// step is a moment at which a disk may be looked at.
+type step struct {
+	op   op
+	name string
+	when when
+}
+
+func (s step) String() string { return fmt.Sprintf("%s %s %s", s.when, s.op, s.name) }
 
 // verdict says what becomes of a sync.
 type verdict int
@@ -66,13 +85,19 @@ type disk struct {
 	power *power
 	// judge decides on a sync of a file or directory by its path; nil: all are made.
 	judge func(d *disk, name string, dir bool) verdict
-	// watch hears of a step before it is made, and of syncs and renames after; nil: nobody.
-	watch atomic.Pointer[func(o op, name string)]
+	// omit decides on a sync by the places in the code that it is called from; nil: all are made.
+	omit func(places []string) bool
+	// watch hears of every change before it is made, after, and of writes in the midst; nil: nobody.
+	watch atomic.Pointer[func(step)]
 	// lag is the most a sync of the raftlog takes. Without it an acknowledgement
 	// that does not wait would still come after the sync.
 	lag     time.Duration
 	dropped atomic.Int64
 	late    sync.WaitGroup
+	// unlinked are the names that are gone and may come back.
+	unlinked unlinked
+	places   places
+	writes   atomic.Int64
 
 	mu      sync.Mutex
 	named   map[string]bool // directories in which a checkpoint was named since their last sync
@@ -87,19 +112,27 @@ func newDisk(mem *vfs.MemFS, p *power) *disk {
 // isLog tells whether a path is in the raftlog's directory.
 func isLog(name string) bool { return strings.HasPrefix(name, dataDir+"/raftlog/") }
 
-func (d *disk) saw(o op, name string) {
-	if w := d.watch.Load(); w != nil {
-		(*w)(o, name)
+func (d *disk) saw(o op, name string, w when) {
+	if watch := d.watch.Load(); watch != nil {
+		(*watch)(step{o, name, w})
 	}
 }
 
 // step makes a change of the disk with the power on.
 func (d *disk) step(o op, name string, fn func() error) error {
 	name = path.Clean(name)
-	d.saw(o, name)
-	d.power.mu.RLock()
-	defer d.power.mu.RUnlock()
-	return fn()
+	d.saw(o, name, before)
+	err := func() error {
+		d.power.mu.RLock()
+		defer d.power.mu.RUnlock()
+		err := fn()
+		if err == nil && o != opRemove {
+			d.unlinked.back(name)
+		}
+		return err
+	}()
+	d.saw(o, name, after)
+	return err
 }
 
 // hold makes the raftlog's syncs wait until the returned function is called.
@@ -147,7 +180,11 @@ func (d *disk) OpenReadWrite(name string, c pebble.DiskWriteCategory, o ...pebbl
 }
 
 func (d *disk) ReuseForWrite(old, name string, c pebble.DiskWriteCategory) (f pebble.File, err error) {
-	err = d.step(opRename, name, func() error { f, err = d.mem.ReuseForWrite(old, name, c); return err })
+	err = d.step(opRename, name, func() error {
+		f, err = d.mem.ReuseForWrite(old, name, c)
+		d.unlinked.gone(old, name, err)
+		return err
+	})
 	return d.file(f, name, false), err
 }
 
@@ -166,11 +203,11 @@ func (d *disk) Link(old, name string) error {
 }
 
 func (d *disk) Remove(name string) error {
-	return d.step(opRemove, name, func() error { return d.mem.Remove(name) })
+	return d.step(opRemove, name, func() error { return d.unlinked.gone(name, "", d.mem.Remove(name)) })
 }
 
 func (d *disk) RemoveAll(name string) error {
-	return d.step(opRemove, name, func() error { return d.mem.RemoveAll(name) })
+	return d.step(opRemove, name, func() error { return d.unlinked.gone(name, "", d.mem.RemoveAll(name)) })
 }
 
 func (d *disk) MkdirAll(name string, perm os.FileMode) error {
@@ -178,16 +215,14 @@ func (d *disk) MkdirAll(name string, perm os.FileMode) error {
 }
 
 func (d *disk) Rename(old, name string) error {
-	err := d.step(opRename, name, func() error {
+	return d.step(opRename, name, func() error {
 		if isCheckpoint(name) {
 			d.mu.Lock()
 			d.named[path.Dir(path.Clean(name))] = true
 			d.mu.Unlock()
 		}
-		return d.mem.Rename(old, name)
+		return d.unlinked.gone(old, name, d.mem.Rename(old, name))
 	})
-	d.saw(opRenamed, path.Clean(name))
-	return err
 }
 
 func (d *disk) Lock(name string) (c io.Closer, err error) {
@@ -225,15 +260,48 @@ type file struct {
 }
 
 func (f *file) Write(p []byte) (int, error) {
-	f.d.power.mu.RLock()
-	defer f.d.power.mu.RUnlock()
-	return f.File.Write(p)
+	return f.write(p, true, func(p []byte, _ int) (int, error) { return f.File.Write(p) })
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
-	f.d.power.mu.RLock()
-	defer f.d.power.mu.RUnlock()
-	return f.File.WriteAt(p, off)
+	return f.write(p, f.d.writes.Add(1)%2 == 0, func(p []byte, at int) (int, error) { return f.File.WriteAt(p, off+int64(at)) })
+}
+
+// sector is what a disk writes at once.
+const sector = 512
+
+// write makes a write, in two halves if somebody watches: either may come first.
+func (f *file) write(p []byte, inOrder bool, do func(p []byte, at int) (int, error)) (int, error) {
+	do = f.powered(do)
+	if f.d.watch.Load() == nil || len(p) < 2 {
+		return do(p, 0)
+	}
+	f.d.saw(opWrite, f.name, before)
+	half := len(p) / 2
+	if half > sector {
+		half -= half % sector
+	}
+	parts := [2][2]int{{0, half}, {half, len(p)}}
+	if !inOrder {
+		parts[0], parts[1] = parts[1], parts[0]
+	}
+	n := 0
+	for i, part := range parts {
+		k, err := do(p[part[0]:part[1]], part[0])
+		if n += k; err != nil {
+			return n, err
+		}
+		f.d.saw(opWrite, f.name, []when{torn, after}[i])
+	}
+	return n, nil
+}
+
+func (f *file) powered(do func([]byte, int) (int, error)) func([]byte, int) (int, error) {
+	return func(p []byte, at int) (int, error) {
+		f.d.power.mu.RLock()
+		defer f.d.power.mu.RUnlock()
+		return do(p, at)
+	}
 }
 
 func (f *file) Sync() error     { return f.sync() }
@@ -241,10 +309,13 @@ func (f *file) SyncData() error { return f.sync() }
 
 func (f *file) sync() error {
 	d := f.d
-	d.saw(opSync, f.name)
+	d.saw(opSync, f.name, before)
 	v := syncNow
 	if d.judge != nil {
 		v = d.judge(d, f.name, f.dir)
+	}
+	if here := d.places.here(); d.omit != nil && d.omit(here) {
+		v = syncNot
 	}
 	if v != syncNow {
 		d.dropped.Add(1)
@@ -257,9 +328,12 @@ func (f *file) sync() error {
 	err := func() error {
 		d.power.mu.RLock()
 		defer d.power.mu.RUnlock()
+		if f.dir {
+			d.unlinked.settle(f.name)
+		}
 		return f.File.Sync()
 	}()
-	d.saw(opSynced, f.name)
+	d.saw(opSync, f.name, after)
 	return err
 }
 

@@ -74,8 +74,8 @@ func (in *inspection) cut(percent int) {
 // atCheckpoints cuts the power each time a checkpoint has got its name and the directory
 // is not synced yet, and lets chance decide on what was not synced.
 func (in *inspection) atCheckpoints() {
-	watch := func(o op, name string) {
-		if o == opRenamed && isCheckpoint(name) {
+	watch := func(s step) {
+		if s.op == opRename && s.when == after && isCheckpoint(s.name) {
 			in.cut(50)
 		}
 	}

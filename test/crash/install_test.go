@@ -53,8 +53,8 @@ func TestMissingFsyncOfInstallIsNoticed(t *testing.T) {
 			l.stop()
 			var mu sync.Mutex
 			var left []*vfs.MemFS
-			watch := func(o op, name string) {
-				if stepOf(o, name) == "the old generation goes" {
+			watch := func(s step) {
+				if stepOf(s) == "the old generation goes" {
 					mu.Lock()
 					defer mu.Unlock()
 					left = append(left, c.power.cut(c.disks[2:], 0)...)

@@ -40,6 +40,8 @@ type load struct {
 	acks  []acked
 	at    map[place]string
 	moved *sync.Cond
+	// later: another load went before, with idempotent producers of its own.
+	later bool
 }
 
 const window = 4 // records a client has outstanding in a partition
@@ -89,6 +91,9 @@ func (l *load) produce(ctx context.Context, k int, p int32) {
 		case free <- struct{}{}:
 		}
 		v := value(k, p, n)
+		if l.later {
+			v = "later " + v
+		}
 		l.clients[k].Produce(context.Background(), &kgo.Record{Partition: p, Value: []byte(v)}, func(r *kgo.Record, err error) {
 			defer func() { <-free }()
 			if err != nil {
@@ -166,6 +171,7 @@ func (l *load) stop() {
 	if l.cancel != nil {
 		l.cancel()
 	}
+	l.cancel = nil
 	l.wg.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

@@ -28,6 +28,9 @@ type holding struct {
 	lost []error
 }
 
+// errNotMember: the disk has no store of a cluster.
+var errNotMember = errors.New("store.id is lost")
+
 // read reads node's disk as a start of the node would, without a node. It works on
 // mem, which must be a clone of its own.
 func read(node ident.NodeID, mem *vfs.MemFS) (h holding) {
@@ -39,7 +42,7 @@ func read(node ident.NodeID, mem *vfs.MemFS) (h holding) {
 	}
 	defer func() { _ = st.Close() }() // a clone's
 	if st.State() != identity.Member {
-		return fail(fmt.Errorf("store.id is lost: the store is %s", st.State()))
+		return fail(fmt.Errorf("%w: the store is %s", errNotMember, st.State()))
 	}
 	log, err := raftlog.Open(raftlog.Options{
 		FS: mem, Dir: path.Join(dataDir, "raftlog"), Store: st.ID(), FileBytes: fileBytes, MaxBytes: logBytes, Logger: slog.New(slog.DiscardHandler),
@@ -162,8 +165,8 @@ func readFiles(fs vfs.FS, dir string, sm raftgroup.StateMachine, p int32, into m
 	return nil
 }
 
-// verdictOf tells what is wrong with three disks after these records were
-// acknowledged: each must be on two of them, at its offset.
+// verdictOf tells what is wrong with the disks of a cluster after these records were
+// acknowledged: each must be on a majority of them, at its offset.
 func verdictOf(left []*vfs.MemFS, acks []acked) error {
 	var held []map[place]string
 	var lost []error
@@ -181,7 +184,7 @@ func verdictOf(left []*vfs.MemFS, acks []acked) error {
 				n++
 			}
 		}
-		if n < 2 {
+		if n <= len(left)/2 {
 			if wrong == 0 {
 				first = a
 			}
@@ -196,12 +199,12 @@ func verdictOf(left []*vfs.MemFS, acks []acked) error {
 
 // loss is what a cut of the power has cost.
 type loss struct {
-	records, of int // acknowledged records that are not on two disks
+	records, of int // acknowledged records that are not on a majority of the disks
 	first       acked
 	replicas    []error // replicas that cannot be opened, or whose disk cannot
 }
 
 func (l *loss) Error() string {
-	return fmt.Sprintf("%d of %d acknowledged records are not on two disks, the first at offset %d of partition %d: %.40s (%v)",
+	return fmt.Sprintf("%d of %d acknowledged records are not on a majority of the disks, the first at offset %d of partition %d: %.40s (%v)",
 		l.records, l.of, l.first.offset, l.first.partition, l.first.value, errors.Join(l.replicas...))
 }

@@ -54,8 +54,8 @@ func (a *album) take(what string) {
 
 // watch takes moments at the durable steps of node i.
 func (a *album) watch(i int) {
-	fn := func(o op, name string) {
-		if what := stepOf(o, name); what != "" {
+	fn := func(s step) {
+		if what := stepOf(s); what != "" {
 			a.take(what)
 		}
 	}
@@ -63,26 +63,27 @@ func (a *album) watch(i int) {
 }
 
 // stepOf names the durable step that a change of a disk belongs to; "": none that is of interest.
-func stepOf(o op, name string) string {
+func stepOf(s step) string {
+	name, begins, done := s.name, s.when == before, s.when == after
 	dir, base := path.Base(path.Dir(name)), path.Base(name)
 	switch {
-	case strings.HasSuffix(dir, ".staging") && base != "checkpoint" && o == opSync:
+	case strings.HasSuffix(dir, ".staging") && base != "checkpoint" && s.op == opSync && begins:
 		return "a staged file is written"
-	case strings.HasSuffix(dir, ".staging") && base == "checkpoint" && o == opRenamed:
+	case strings.HasSuffix(dir, ".staging") && base == "checkpoint" && s.op == opRename && done:
 		return "the staged checkpoint is named"
-	case path.Base(path.Dir(path.Dir(name))) == "replicas" && base != "g1" && o == opRename:
+	case path.Base(path.Dir(path.Dir(name))) == "replicas" && base != "g1" && s.op == opRename && begins:
 		return "staging is complete"
-	case path.Base(path.Dir(path.Dir(name))) == "replicas" && base != "g1" && o == opRenamed:
+	case path.Base(path.Dir(path.Dir(name))) == "replicas" && base != "g1" && s.op == opRename && done:
 		return "a generation is named"
-	case path.Base(path.Dir(path.Dir(name))) == "replicas" && o == opRemove:
+	case path.Base(path.Dir(path.Dir(name))) == "replicas" && s.op == opRemove && begins:
 		return "the old generation goes"
-	case isCheckpoint(name) && o == opRename:
+	case isCheckpoint(name) && s.op == opRename && begins:
 		return "a checkpoint is written"
-	case isCheckpoint(name) && o == opRenamed:
+	case isCheckpoint(name) && s.op == opRename && done:
 		return "a checkpoint is named"
-	case isLog(name) && strings.HasSuffix(name, ".log") && o == opRenamed:
+	case isLog(name) && strings.HasSuffix(name, ".log") && s.op == opRename && done:
 		return "a raftlog file is named"
-	case isLog(name) && strings.HasSuffix(name, ".free"):
+	case isLog(name) && strings.HasSuffix(name, ".free") && begins:
 		return "a raftlog file is freed"
 	}
 	return ""
@@ -103,7 +104,7 @@ func TestRestartFromPowerCuts(t *testing.T) {
 		}
 	})
 	a.story()
-	c.stop(0, 1, 2)
+	c.stopAll()
 	for _, want := range []string{"a checkpoint is named", "a staged file is written", "a generation is named", "the old generation goes"} {
 		if a.taken[want] == 0 {
 			t.Errorf("no moment: %s (have %v)", want, a.taken)
@@ -211,7 +212,7 @@ func (c *cluster) restartFrom(t *testing.T, m moment) {
 			m.what, m.percent, len(lost), len(m.acks), lost[0].offset, lost[0].partition, lost[0].value)
 	}
 	c.digestsEqual(ends)
-	c.stop(0, 1, 2)
+	c.stopAll()
 	for line := range strings.SplitSeq(c.logs.String()[seen:], "\n") {
 		if strings.Contains(line, "quarantined") || strings.Contains(line, "level=ERROR") {
 			t.Errorf("%s, %d %%: log: %s", m.what, m.percent, line)
@@ -219,14 +220,32 @@ func (c *cluster) restartFrom(t *testing.T, m moment) {
 	}
 }
 
-// readBack appends a last record to each partition and reads them from offset 0 to it.
+// readBack is readFrom of records that begin at offset 0.
 func (c *cluster) readBack() (got [partitions][]string, ends [partitions]int64) {
 	c.t.Helper()
+	got, _ = c.readFrom([partitions]int64{})
+	for p := range got {
+		ends[p] = int64(len(got[p]))
+	}
+	return got, ends
+}
+
+// readFrom appends a last record to each partition and reads them to it, from their
+// first record on or, if that begins before, from an offset.
+func (c *cluster) readFrom(from0 [partitions]int64) (got [partitions][]string, begins [partitions]int64) {
+	c.t.Helper()
+	var ends [partitions]int64
 	ctx, cancel := context.WithTimeout(context.Background(), settle)
 	defer cancel()
+	adm := c.client()
+	defer adm.Close()
+	starts, err := kadm.NewClient(adm).ListStartOffsets(ctx, topic)
+	must(c.t, errors.Join(err, starts.Error()))
 	from := map[int32]kgo.Offset{}
 	for p := range int32(partitions) {
-		from[p] = kgo.NewOffset().At(0)
+		o, _ := starts.Lookup(topic, p)
+		begins[p] = max(o.Offset, from0[p])
+		from[p] = kgo.NewOffset().At(begins[p])
 	}
 	cl := c.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}), kgo.FetchMaxWait(50*time.Millisecond),
 		kgo.DefaultProduceTopic(topic), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
@@ -244,15 +263,15 @@ func (c *cluster) readBack() (got [partitions][]string, ends [partitions]int64) 
 		o, _ := end.Lookup(topic, int32(p))
 		ends[p] = o.Offset
 	}
-	complete := func(p int) bool { return int64(len(got[p])) >= ends[p] }
+	complete := func(p int) bool { return begins[p]+int64(len(got[p])) >= ends[p] }
 	for !complete(0) || !complete(1) || !complete(2) {
 		fs := cl.PollFetches(ctx)
 		if ctx.Err() != nil {
 			c.t.Fatalf("read %v of %v records", []int{len(got[0]), len(got[1]), len(got[2])}, ends)
 		}
 		for _, r := range fs.Records() {
-			if r.Offset != int64(len(got[r.Partition])) {
-				c.t.Fatalf("partition %d: offset %d follows %d", r.Partition, r.Offset, len(got[r.Partition])-1)
+			if want := begins[r.Partition] + int64(len(got[r.Partition])); r.Offset != want {
+				c.t.Fatalf("partition %d: offset %d follows %d", r.Partition, r.Offset, want-1)
 			}
 			got[r.Partition] = append(got[r.Partition], string(r.Value))
 		}
@@ -262,5 +281,5 @@ func (c *cluster) readBack() (got [partitions][]string, ends [partitions]int64) 
 			c.t.Errorf("partition %d ends at %d without the last record", p, ends[p])
 		}
 	}
-	return got, ends
+	return got, begins
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"chronik/internal/bucket"
 	"chronik/internal/bucket/buckettest"
 	"chronik/test/harness"
@@ -31,7 +33,7 @@ func TestMain(m *testing.M) {
 	if err := os.Unsetenv("CHRONIK_S3_SERVER"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // server runs the S3 server until the test ends and returns its URL and the

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"chronik/internal/ident"
 	"chronik/internal/snapshot"
 	"chronik/internal/transport"
@@ -36,7 +38,7 @@ const (
 func TestMain(m *testing.M) {
 	role := os.Getenv(roleEnv)
 	if role == "" {
-		os.Exit(m.Run())
+		goleak.VerifyTestMain(m)
 	}
 	if name := os.Getenv("CHRONIK_TEST_TRANSFER_PROFILE"); name != "" {
 		f, err := os.Create(name + "." + role)

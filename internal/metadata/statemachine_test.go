@@ -386,7 +386,7 @@ func TestRepliesSurviveForwarding(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.Err != nil && (!errors.Is(got.Err, r.Err) || Code(got.Err) != Code(r.Err)) {
+		if r.Err != nil && (!errors.Is(got.Err, r.Err) || codeOf(got.Err) != codeOf(r.Err)) {
 			t.Errorf("%s: error %v became %v", c.Kind(), r.Err, got.Err)
 		}
 		if got.Index != r.Index || fmt.Sprintf("%#v", got.Result) == "" || (got.Result == nil) != (r.Result == nil) {
@@ -401,10 +401,10 @@ func TestRepliesSurviveForwarding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := DecodeReply("retire_broker", b); err != nil || got.Err == nil || Code(got.Err) != -1 {
+	if got, err := DecodeReply("retire_broker", b); err != nil || got.Err == nil || codeOf(got.Err) != -1 {
 		t.Fatalf("%+v %v", got, err)
 	}
-	if Code(nil) != 0 || Code(ErrTopicExists.with("x")) != 36 || !errors.Is(ErrTopicExists.with("x"), ErrTopicExists) || errors.Is(ErrTopicExists, ErrUnknownTopic) {
+	if codeOf(ErrTopicExists.with("x")) != 36 || !errors.Is(ErrTopicExists.with("x"), ErrTopicExists) || errors.Is(ErrTopicExists, ErrUnknownTopic) {
 		t.Fatal("error codes")
 	}
 }

@@ -8,7 +8,7 @@ FUZZTIME ?= 30s
 FUZZREST ?= 10s
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
-LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*
+LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,7 +20,7 @@ test: ## every test that needs only Go
 	go test ./...
 
 long: ## the tests of real processes that take too long for 'make test'
-	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/rejoin
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/limits ./test/rejoin ./test/upgrade
 
 race: ## the packages with goroutines under the race detector
 	go test -race $(RACE)
@@ -48,6 +48,9 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 chaos: ## break loaded clusters in every way, 20 rounds each
 	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
 
+limits: ## ten times the sustained load for a minute; 5,000 idle connections and 500 slow readers
+	CHRONIK_TEST_LIMITS=1 go test -count=1 -timeout 30m -v ./test/limits
+
 s3: ## the object store against a real S3 server program, versitygw (built into a temporary directory)
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
 	CHRONIK_S3_SERVER=$$bin/versitygw go test -count=1 -v ./test/s3
@@ -73,6 +76,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
+full: lint test long race fuzz e2e compat kill chaos limits s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos limits s3 demo-input start-time transfer bench bench-snapshot docs full

@@ -103,6 +103,9 @@ var errRestored = errors.New("store is behind what its peers saw of it")
 // requestMemory bounds the bytes of Kafka requests in flight.
 const requestMemory = 256 << 20
 
+// responseMemory bounds the bytes of records on their way to Kafka clients.
+const responseMemory = 128 << 20
+
 // open opens the store and the raftlog: everything that can be wrong on this machine alone.
 func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	cfg := b.opt.Config
@@ -143,7 +146,8 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	s.disk.look()
 	s.wire = wire.NewServer(wire.Options{
 		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Logger: s.log}),
-		Memory:  s.quota, Logger: s.log,
+		Memory:  s.quota, Responses: wire.NewQuota(responseMemory), Backlog: wire.NewBacklog(requestMemory),
+		MaxConns: s.maxConns(), Logger: s.log,
 	})
 	if err := s.openHost(); err != nil {
 		return nil, err

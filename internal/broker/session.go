@@ -17,6 +17,7 @@ import (
 	"chronik/internal/archive"
 	"chronik/internal/bucket"
 	"chronik/internal/config"
+	"chronik/internal/format"
 	"chronik/internal/group"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
@@ -173,6 +174,9 @@ func (s *session) openLog() (*raftlog.Log, error) {
 		l, err = raftlog.Open(opts)
 	}
 	if err != nil {
+		if errors.Is(err, format.ErrNewer) { // nothing is lost: no word of removing it
+			return nil, &Error{Msg: "cannot open the raftlog in " + opts.Dir, Err: err, Hint: "the data directory stays as it is"}
+		}
 		return nil, &Error{Msg: "cannot open the raftlog in " + opts.Dir, Err: err, Hint: "if the disk lost data, remove the data directory: the node comes back from its peers"}
 	}
 	rec := l.Recovery()

@@ -21,9 +21,8 @@ const (
 	recovery   = 5 * time.Second
 
 	// maxMemory bounds each node, whatever is offered. Live are at most 256 MiB of
-	// requests in flight, as they came and once more as entries on their way, the
-	// raftlog's cache of 64 MiB, and what followers are sent; the collector lets
-	// as much again lie.
+	// requests, what is worked on of them once more as entries, the raftlog's cache of
+	// 64 MiB, and what followers are sent; the collector lets as much again lie.
 	maxMemory = 1536 << 20
 )
 

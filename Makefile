@@ -10,7 +10,7 @@ STEPS ?= 400
 N ?= 100
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
-LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*
+LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,7 +22,7 @@ test: ## every test that needs only Go
 	go test ./...
 
 long: ## the tests of real processes that take too long for 'make test'
-	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/rejoin
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/limits ./test/rejoin ./test/upgrade
 
 race: ## the packages with goroutines under the race detector
 	go test -race $(RACE)
@@ -58,6 +58,8 @@ sim: ## deterministic simulation: make sim SEED=17 STEPS=340, or make sim N=1000
 
 sim-ci: ## as many of 200 simulated seeds as fit in five minutes
 	go run ./test/sim -steps $(STEPS) -n 200 -for 5m $(SIMFLAGS)
+limits: ## ten times the sustained load for a minute; 5,000 idle connections and 500 slow readers
+	CHRONIK_TEST_LIMITS=1 go test -count=1 -timeout 30m -v ./test/limits
 
 s3: ## the object store against a real S3 server program, versitygw (built into a temporary directory)
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
@@ -86,4 +88,6 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos sim sim-ci s3 demo-input start-time transfer bench bench-snapshot docs full
+full: lint test long race fuzz e2e compat kill chaos limits s3 demo-input start-time ## everything
+
+.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos sim sim-ci limits s3 demo-input start-time transfer bench bench-snapshot docs full

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chronik/internal/bucket"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/snapshot"
 )
@@ -181,8 +182,10 @@ func decodeManifest(b []byte) (*Manifest, error) {
 	if magic := d.take(len(manMagic), "magic"); d.err == nil && string(magic) != manMagic {
 		return nil, d.wrong(0, "magic %q is not %q", magic, manMagic)
 	}
-	if v := d.u8("version"); d.err == nil && v != manVersion {
-		return nil, d.wrong(8, "version %d is not %d", v, manVersion)
+	if v := d.u8("version"); d.err == nil {
+		if err := format.Check(int(v), manVersion); err != nil {
+			return nil, d.wrong(8, "%v", err)
+		}
 	}
 	if d.err == nil && len(b) < manFixed+sha256.Size {
 		return nil, d.wrong(len(b), "it ends in the header")

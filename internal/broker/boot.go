@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"chronik/internal/config"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/metadata"
@@ -36,6 +37,8 @@ func openStore(fs vfs.FS, cfg *config.Config) (*identity.Store, error) {
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "node.id or node.data_dir is wrong"}
 	case errors.Is(err, identity.ErrRecovering):
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "run the same 'chronik cluster recover' or 'chronik restore' again: it finishes what it began"}
+	case errors.Is(err, format.ErrNewer):
+		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "the data directory stays as it is"}
 	case errors.Is(err, identity.ErrCorrupt):
 		return nil, &Error{Msg: "cannot open the data directory", Err: err, Hint: "if the cluster has other nodes, remove the data directory: this node comes back from them"}
 	default:

@@ -44,8 +44,12 @@ func TestStoreWithoutItsLogIsLost(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if of, err := raftlog.StoreOf(fs, dir); err != nil || of != id {
-			t.Fatalf("the raftlog is of store %s, the store is %s: %v", of, id, err)
+		log, err := raftlog.Open(raftlog.Options{FS: fs, Dir: dir, Store: id, FileBytes: 1 << 20, MaxBytes: 8 << 20})
+		if err != nil {
+			t.Fatalf("the raftlog is not that of store %s: %v", id, err)
+		}
+		if err := log.Close(); err != nil {
+			t.Fatal(err)
 		}
 		return id
 	}

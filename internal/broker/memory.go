@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/raftlog"
@@ -41,8 +42,11 @@ func openMemory(log *raftlog.Log) (*memory, error) {
 	m := &memory{log: log, witness: identity.NewWitness(), kept: map[ident.StoreID]life{}}
 	blob := log.NodeBlob()
 	if len(blob) > 0 {
-		if len(blob) < 9 || blob[0] != memoryVersion {
-			return nil, fmt.Errorf("node record of %d bytes: unknown version or truncated", len(blob))
+		if err := format.Check(int(blob[0]), memoryVersion); err != nil {
+			return nil, fmt.Errorf("node record in the raftlog: %w", err)
+		}
+		if len(blob) < 9 {
+			return nil, fmt.Errorf("node record of %d bytes: truncated", len(blob))
 		}
 		m.upTo = ident.Index(binary.BigEndian.Uint64(blob[1:]))
 		if err := m.witness.Decode(blob[9:]); err != nil {

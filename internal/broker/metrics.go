@@ -78,6 +78,8 @@ var (
 	descTransferLeft  = desc("chronik_snapshot_transfer_left_seconds", "Longest estimate of the transfers under way with a peer.", "direction", "peer")
 	descTransferTries = desc("chronik_snapshot_transfer_attempts", "Most attempts of a transfer under way with a peer.", "direction", "peer")
 	descConnections   = desc("chronik_wire_connections", "Open Kafka connections.")
+	descConnsRefused  = desc("chronik_wire_connections_refused_total", "Kafka connections beyond kafka.max_connections.")
+	descConnsStalled  = desc("chronik_wire_connections_stalled_total", "Kafka connections closed because they took no response while there was no room for others'.")
 	descRequests      = desc("chronik_wire_requests_total", "Kafka requests received.")
 	descConsumerLag   = desc("chronik_group_consumer_lag_records", "Records a group has not committed, told by its coordinator.", "group", "topic", "partition")
 	descPeerConnected = desc("chronik_transport_peer_up", "1 while a peer is connected.", "peer")
@@ -113,6 +115,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if s.serving.Load() {
 		st := s.wire.Stats()
 		gauge(ch, descConnections, float64(st.Connections))
+		counter(ch, descConnsRefused, float64(st.Refused))
+		counter(ch, descConnsStalled, float64(st.StalledClosed))
 		counter(ch, descRequests, float64(st.Requests))
 	}
 }

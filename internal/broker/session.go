@@ -17,6 +17,7 @@ import (
 	"chronik/internal/archive"
 	"chronik/internal/bucket"
 	"chronik/internal/config"
+	"chronik/internal/format"
 	"chronik/internal/group"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
@@ -103,6 +104,9 @@ var errRestored = errors.New("store is behind what its peers saw of it")
 // requestMemory bounds the bytes of Kafka requests in flight.
 const requestMemory = 256 << 20
 
+// responseMemory bounds the bytes of records on their way to Kafka clients.
+const responseMemory = 128 << 20
+
 // open opens the store and the raftlog: everything that can be wrong on this machine alone.
 func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	cfg := b.opt.Config
@@ -143,7 +147,8 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	s.disk.look()
 	s.wire = wire.NewServer(wire.Options{
 		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Logger: s.log}),
-		Memory:  s.quota, Logger: s.log,
+		Memory:  s.quota, Responses: wire.NewQuota(responseMemory), Backlog: wire.NewBacklog(requestMemory),
+		MaxConns: s.maxConns(), Logger: s.log,
 	})
 	if err := s.openHost(); err != nil {
 		return nil, err
@@ -169,6 +174,9 @@ func (s *session) openLog() (*raftlog.Log, error) {
 		l, err = raftlog.Open(opts)
 	}
 	if err != nil {
+		if errors.Is(err, format.ErrNewer) { // nothing is lost: no word of removing it
+			return nil, &Error{Msg: "cannot open the raftlog in " + opts.Dir, Err: err, Hint: "the data directory stays as it is"}
+		}
 		return nil, &Error{Msg: "cannot open the raftlog in " + opts.Dir, Err: err, Hint: "if the disk lost data, remove the data directory: the node comes back from its peers"}
 	}
 	rec := l.Recovery()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/metadata"
 	"chronik/internal/raftgroup"
@@ -138,6 +139,9 @@ func (s *session) proposeMeta(ctx context.Context, data []byte) (*metadata.Reply
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		deadline = time.Now().Add(submitTimeout)
+	}
+	if _, err := metadata.Decode(data); errors.Is(err, format.ErrNewer) {
+		return nil, fmt.Errorf("%w: %w", errRefused, err) // a newer node's: followers like this one could not apply it
 	}
 	o := &outcome{ch: make(chan proposed, 1)}
 	r.Propose(data, raftgroup.ProposeOptions{Deadline: deadline}, o)

@@ -37,6 +37,8 @@ type Node struct {
 type Kafka struct {
 	Listen     string
 	Advertised string // after Load never empty
+	// MaxConnections at a time; 0: as many as the limit of open files has room for.
+	MaxConnections int
 }
 
 // Raft is the section raft.

@@ -32,6 +32,9 @@ var settings = []setting{
 	addrSetting("kafka.advertised", "", "What clients are told to connect to: `host:port`, or a host that gets the port of `kafka.listen`. "+
 		"Empty: `kafka.listen`, which must then name a host.",
 		func(c *Config) *string { return &c.Kafka.Advertised }).withFlag("advertised-addr").withAlias("CHRONIK_ADVERTISED_ADDR"),
+	intSetting("kafka.max_connections", "0", 0, 1<<31-1, "Connections of Kafka clients at a time; more are refused. 0: three quarters of the files that the process may have open, "+
+		"so that clients cannot take what the log needs.",
+		func(c *Config) intPtr { return ref(&c.Kafka.MaxConnections) }),
 
 	addrSetting("raft.listen", "", "Where other nodes connect. Empty: as this node's entry in `cluster.peers` says; 127.0.0.1:9192 without peers.",
 		func(c *Config) *string { return &c.Raft.Listen }).withFlag("raft-addr"),

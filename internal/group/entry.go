@@ -3,6 +3,8 @@ package group
 import (
 	"encoding/binary"
 	"fmt"
+
+	"chronik/internal/format"
 )
 
 // An entry of a coordinator's log (docs/formats/group.md):
@@ -210,7 +212,10 @@ func openEntry(data []byte) (kind entryKind, nowMs int64, r reader, err error) {
 	version := r.byte()
 	kind = entryKind(r.byte())
 	nowMs = r.int64be()
-	if r.bad || version != entryVersion || kind < kindCommit || kind > kindDeleteOffsets {
+	if err := format.Check(int(version), entryVersion); err != nil && !r.bad {
+		return 0, 0, r, fmt.Errorf("%w: entry of %d bytes, %w", ErrCorrupt, len(data), err)
+	}
+	if r.bad || kind < kindCommit || kind > kindDeleteOffsets {
 		return 0, 0, r, fmt.Errorf("%w: entry of %d bytes, version %d, kind %d", ErrCorrupt, len(data), version, kind)
 	}
 	return kind, nowMs, r, nil

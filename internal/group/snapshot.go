@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+
+	"chronik/internal/format"
 )
 
 // A shard's encoded state (docs/formats/group.md); checksum and compression are
@@ -75,6 +77,9 @@ func readState(blob []byte) (*state, error) {
 		return fmt.Errorf("%w: snapshot of %d bytes, %s at byte %d", ErrCorrupt, len(blob), what, len(blob)-len(r.b))
 	}
 	r := &reader{b: blob}
+	if n := len(stateMagic) - 1; len(blob) > n && string(blob[:n]) == stateMagic[:n] && blob[n] > stateMagic[n] {
+		return nil, fmt.Errorf("%w: snapshot: %w", ErrCorrupt, format.Check(int(blob[n]-'0'), int(stateMagic[n]-'0')))
+	}
 	if len(blob) < len(stateMagic) || string(blob[:len(stateMagic)]) != stateMagic {
 		return nil, bad(r, "magic")
 	}

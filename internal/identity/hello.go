@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 )
 
@@ -49,8 +50,8 @@ func DecodeHello(b []byte) (Hello, error) {
 	if err := json.Unmarshal(b, &h); err != nil {
 		return h, fmt.Errorf("hello: %w", err)
 	}
-	if h.Version != helloVersion {
-		return h, fmt.Errorf("hello of version %d, this release knows %d", h.Version, helloVersion)
+	if err := format.Check(h.Version, helloVersion); err != nil {
+		return h, fmt.Errorf("hello of %w", err)
 	}
 	if h.Node <= 0 || h.Store.IsZero() {
 		return h, fmt.Errorf("hello of node %d, store %s: out of range", h.Node, h.Store)

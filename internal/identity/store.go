@@ -12,6 +12,7 @@ import (
 	"path"
 	"sync"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/vfs"
@@ -152,6 +153,9 @@ func read(fsys vfs.FS, name string) (*content, error) {
 		return nil, err
 	}
 	c, err := decode(b)
+	if errors.Is(err, format.ErrNewer) {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, name, err)
 	}
@@ -176,8 +180,8 @@ func decode(b []byte) (*content, error) {
 	if _, err := fmt.Sscanf(string(head), "chronik-store %d %x", &version, &sum); err != nil {
 		return nil, fmt.Errorf("byte 0: not a store.id")
 	}
-	if version != 1 {
-		return nil, fmt.Errorf("format version %d: this release knows 1; a newer one wrote it", version)
+	if err := format.Check(version, 1); err != nil {
+		return nil, fmt.Errorf("format %w", err)
 	}
 	body = bytes.TrimSuffix(body, []byte("\n"))
 	if got := crc32.Checksum(body, castagnoli); got != sum {

@@ -44,6 +44,7 @@ const (
 // fetch is one request while it is answered. Only Serve's goroutine uses it.
 type fetch struct {
 	h     *Handler
+	room  *wire.Request // where room for records is asked for
 	req   *kmsg.FetchRequest
 	resp  *kmsg.FetchResponse
 	img   *metadata.Image
@@ -74,7 +75,7 @@ func fetchRecords(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.Fe
 		resp.ErrorCode = h.code(r.Key, kerr.FetchSessionIDNotFound)
 		return resp
 	}
-	f := &fetch{h: h, req: req, resp: resp, img: h.cluster.Image()}
+	f := &fetch{h: h, room: r, req: req, resp: resp, img: h.cluster.Image()}
 	f.maxBytes = min(max(int(req.MaxBytes), 0), fetchCeiling)
 	f.minBytes = min(int(req.MinBytes), f.maxBytes)
 	f.prepare()
@@ -192,8 +193,18 @@ func (f *fetch) take(fp *fetchPart) error {
 		return nil
 	}
 	limit := min(max(int(fp.req.PartitionMaxBytes), 0), room)
+	given, short := f.room.Room(max(limit, 1))
+	if short {
+		f.settled = true // what is there goes out now
+	}
+	if given == 0 {
+		fp.marks(fp.p.HighWatermark(), fp.p.LogStartOffset())
+		return nil
+	}
+	limit = min(limit, given)
 	res, err := fp.p.Read(fp.req.FetchOffset, limit)
 	if err != nil {
+		f.room.Settle(given, 0)
 		return err
 	}
 	fp.marks(res.HighWatermark, res.LogStartOffset)
@@ -205,6 +216,7 @@ func (f *fetch) take(fp *fetchPart) error {
 	if res.Data == nil {
 		res.Data = []byte{}
 	}
+	f.room.Settle(given+before, len(res.Data))
 	f.total += len(res.Data) - before
 	fp.resp.RecordBatches = res.Data
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 )
 
@@ -305,9 +306,12 @@ func Decode(data []byte) (Command, error) {
 	}
 	c := newCommand(e.Kind)
 	if c == nil {
-		return nil, ErrBadCommand.with("unknown kind %q", e.Kind)
+		return nil, fmt.Errorf("metadata command %q: %w", e.Kind, format.ErrNewer)
 	}
 	if err := strictJSON(e.Body, c); err != nil {
+		if json.Unmarshal(e.Body, newCommand(e.Kind)) == nil { // a field too many is all that is wrong
+			return nil, fmt.Errorf("metadata command %s: %w: %w", e.Kind, err, format.ErrNewer)
+		}
 		return nil, ErrBadCommand.with("%s: %v", e.Kind, err)
 	}
 	return c, nil

@@ -64,16 +64,3 @@ var (
 	ErrStaleGeneration    = sentinel("stale_generation", kerr.InvalidUpdateVersion)
 	ErrProducerIDs        = sentinel("producer_ids_exhausted", kerr.UnknownServerError)
 )
-
-// Code returns Kafka's error code for err: an Error's own, 0 for nil, -1 for any other.
-func Code(err error) int16 {
-	var e *Error
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &e):
-		return e.Code
-	default:
-		return kerr.UnknownServerError.Code
-	}
-}

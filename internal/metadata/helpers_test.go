@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
 	"chronik/internal/ident"
@@ -98,6 +99,15 @@ func (m *meta) topic(name string, partitions int32, replication int16) *Topic {
 		m.t.Fatal(res.Topics[0].Err)
 	}
 	return m.img().Topic(name)
+}
+
+// codeOf is the Kafka code of a refused command, -1 if err is no such refusal.
+func codeOf(err error) int16 {
+	var e *Error
+	if !errors.As(err, &e) {
+		return -1
+	}
+	return e.Code
 }
 
 func (m *meta) img() *Image { return m.store.Image() }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 )
 
@@ -205,8 +206,11 @@ func (d *imageReader) header(b []byte) error {
 	if err := strictJSON(b, &h); err != nil {
 		return err
 	}
-	if h.Format != imageFormat || h.Version != imageVersion {
-		return fmt.Errorf("format %q version %d, want %q version %d", h.Format, h.Version, imageFormat, imageVersion)
+	if h.Format != imageFormat {
+		return fmt.Errorf("format %q, want %q", h.Format, imageFormat)
+	}
+	if err := format.Check(h.Version, imageVersion); err != nil {
+		return fmt.Errorf("metadata of %w", err)
 	}
 	i := d.work.img
 	i.Index, i.Level, i.ClusterID, i.CoordinatorCount = h.Index, h.Level, h.ClusterID, h.Coordinators

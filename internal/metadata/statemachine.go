@@ -2,9 +2,11 @@ package metadata
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 	"chronik/internal/vfs"
@@ -42,6 +44,11 @@ func (m *StateMachine) Apply(entries []raftgroup.Entry) ([]raftgroup.Result, err
 	w := newWork(m.img)
 	for i, e := range entries {
 		cmd, err := Decode(e.Data)
+		if errors.Is(err, format.ErrNewer) {
+			// Releases that know the command apply it: refusing it here would make
+			// this Image another one, for ever. The replica stops instead.
+			return nil, fmt.Errorf("entry %d: %w", e.Index, err)
+		}
 		r := &Reply{Index: e.Index, Err: err}
 		if err == nil {
 			r.Result, r.Err = w.apply(e.Index, cmd)

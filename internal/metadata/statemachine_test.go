@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 )
@@ -75,12 +76,33 @@ func TestRefusedCommandChangesNothing(t *testing.T) {
 
 func TestUndecodableEntryIsRefusedLikeAnyOther(t *testing.T) {
 	m := cluster(t, 1)
-	res, err := m.sm.Apply([]raftgroup.Entry{{Index: m.index + 1, Data: []byte(`{"t":"nonsense"}`)}})
+	res, err := m.sm.Apply([]raftgroup.Entry{{Index: m.index + 1, Data: []byte(`{"t":7}`)}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if r := res[0].(*Reply); !errors.Is(r.Err, ErrBadCommand) || m.img().Index != m.index+1 {
 		t.Fatalf("%v at %d", r.Err, m.img().Index)
+	}
+}
+
+// TestNewerCommandStopsTheReplica: what a newer release proposed is applied by those
+// who know it. One who does not must not go on with another Image.
+func TestNewerCommandStopsTheReplica(t *testing.T) {
+	for _, data := range []string{`{"t":"nonsense"}`, `{"t":"drain_broker","c":{"node":1,"draining":true,"gently":true}}`} {
+		m := cluster(t, 1)
+		before := encoded(t, m.img())
+		_, err := m.sm.Apply([]raftgroup.Entry{{Index: m.index + 1, Data: []byte(data)}})
+		if !errors.Is(err, format.ErrNewer) {
+			t.Errorf("%s: %v", data, err)
+		}
+		if !bytes.Equal(before, encoded(t, m.img())) {
+			t.Errorf("%s changed the image", data)
+		}
+	}
+	b := encoded(t, cluster(t, 1).img())
+	newer := bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1)
+	if _, err := ReadImage(bytes.NewReader(newer)); !errors.Is(err, format.ErrNewer) {
+		t.Errorf("a snapshot of version 2: %v", err)
 	}
 }
 
@@ -347,7 +369,7 @@ func FuzzDecodeCommand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := Decode(b)
 		if err != nil {
-			if !errors.Is(err, ErrBadCommand) {
+			if !errors.Is(err, ErrBadCommand) && !errors.Is(err, format.ErrNewer) {
 				t.Fatalf("error of another kind: %v", err)
 			}
 			return
@@ -386,7 +408,7 @@ func TestRepliesSurviveForwarding(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.Err != nil && (!errors.Is(got.Err, r.Err) || Code(got.Err) != Code(r.Err)) {
+		if r.Err != nil && (!errors.Is(got.Err, r.Err) || codeOf(got.Err) != codeOf(r.Err)) {
 			t.Errorf("%s: error %v became %v", c.Kind(), r.Err, got.Err)
 		}
 		if got.Index != r.Index || fmt.Sprintf("%#v", got.Result) == "" || (got.Result == nil) != (r.Result == nil) {
@@ -401,10 +423,10 @@ func TestRepliesSurviveForwarding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := DecodeReply("retire_broker", b); err != nil || got.Err == nil || Code(got.Err) != -1 {
+	if got, err := DecodeReply("retire_broker", b); err != nil || got.Err == nil || codeOf(got.Err) != -1 {
 		t.Fatalf("%+v %v", got, err)
 	}
-	if Code(nil) != 0 || Code(ErrTopicExists.with("x")) != 36 || !errors.Is(ErrTopicExists.with("x"), ErrTopicExists) || errors.Is(ErrTopicExists, ErrUnknownTopic) {
+	if codeOf(ErrTopicExists.with("x")) != 36 || !errors.Is(ErrTopicExists.with("x"), ErrTopicExists) || errors.Is(ErrTopicExists, ErrUnknownTopic) {
 		t.Fatal("error codes")
 	}
 }

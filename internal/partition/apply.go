@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"chronik/internal/format"
 	"chronik/internal/raftgroup"
 	"chronik/internal/record"
 )
@@ -105,7 +106,7 @@ func (s *StateMachine) applyEntry(e *raftgroup.Entry, o *outcome, start *int64, 
 		}
 		return nil
 	default:
-		return fmt.Errorf("%w: kind %d", ErrCorrupt, kind)
+		return fmt.Errorf("%w: entry of kind %d: %w", ErrCorrupt, kind, format.ErrNewer)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tidwall/btree"
 
+	"chronik/internal/format"
 	"chronik/internal/segment"
 )
 
@@ -133,8 +134,8 @@ func (r *blobReader) count(size int) int {
 // decodeState reads what writeTo wrote. The error names the byte.
 func decodeState(b []byte) (*state, error) {
 	r := &blobReader{b: b}
-	if v := r.u8(); v != blobVersion {
-		return nil, fmt.Errorf("%w: blob of version %d, byte 0", ErrCorrupt, v)
+	if err := format.Check(int(r.u8()), blobVersion); err != nil {
+		return nil, fmt.Errorf("%w: blob, byte 0: %w", ErrCorrupt, err)
 	}
 	s := newState()
 	s.start, s.next, s.maxTime = r.i64(), r.i64(), r.i64()

@@ -5,6 +5,8 @@ import (
 	"math"
 	"testing"
 
+	"github.com/tidwall/btree"
+
 	"chronik/internal/raftgroup"
 	"chronik/internal/vfs"
 )
@@ -122,7 +124,7 @@ func TestIdempotence(t *testing.T) {
 
 // TestSequenceWraps: 0 follows 2^31-1, in the middle of a batch too.
 func TestSequenceWraps(t *testing.T) {
-	table := newProducers(1000)
+	table := producers{table: btree.NewMap[int64, *producer](32), maxAge: 1000}
 	table.table.Set(1, (*producer)(nil).with(0, batchRef{baseSeq: math.MaxInt32 - 3, lastSeq: math.MaxInt32 - 2}))
 	sm := open(t, vfs.NewCrashableMem(), "p", nil, nil)
 	sm.producers, sm.maxTime = table, 0

@@ -60,10 +60,6 @@ type undo struct {
 	old *producer // nil: there was none
 }
 
-func newProducers(maxAge int64) producers {
-	return producers{table: btree.NewMap[int64, *producer](32), maxAge: maxAge}
-}
-
 // get returns a producer's state, nil if it is unknown or forgotten by now. That
 // an expired one may still be in the table makes no difference to anyone.
 func (t *producers) get(id, now int64) *producer {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"chronik/internal/format"
 	"chronik/internal/invariant"
 	"chronik/internal/vfs"
 )
@@ -196,7 +197,9 @@ func openFile(fs vfs.FS, dir string, number uint64) (*logFile, error) {
 		if err == nil && lf.number != number {
 			err = fmt.Errorf("%w: header of file %d", errFormat, lf.number)
 		}
-		if err != nil {
+		if errors.Is(err, format.ErrNewer) {
+			err = fmt.Errorf("raftlog: %s: %w", path, err) // whole, and not to be lost
+		} else if err != nil {
 			err = lf.corrupt(0, err.Error())
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"chronik/internal/format"
 	"chronik/internal/ident"
 )
 
@@ -96,8 +97,8 @@ func decodeFileHeader(b []byte) (fileHeader, error) {
 	if checksum(b[:sum]) != binary.BigEndian.Uint32(b[sum:]) {
 		return h, fmt.Errorf("%w: file header checksum", errFormat)
 	}
-	if v := binary.BigEndian.Uint32(b[8:]); v != formatVersion {
-		return h, fmt.Errorf("%w: file format version %d, this program knows %d", errFormat, v, formatVersion)
+	if err := format.Check(int(binary.BigEndian.Uint32(b[8:])), formatVersion); err != nil {
+		return h, fmt.Errorf("%w: file format %w", errFormat, err)
 	}
 	copy(h.store[:], b[16:32])
 	h.number = binary.BigEndian.Uint64(b[32:])

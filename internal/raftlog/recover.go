@@ -54,22 +54,6 @@ func Open(opts Options) (*Log, error) {
 	return l, nil
 }
 
-// StoreOf returns the store the log in dir belongs to; ErrMissing if there is no log.
-func StoreOf(fsys vfs.FS, dir string) (ident.StoreID, error) {
-	numbers, _, err := listFiles(fsys, dir)
-	if err != nil {
-		return ident.StoreID{}, err
-	}
-	if len(numbers) == 0 {
-		return ident.StoreID{}, fmt.Errorf("%w: %s", ErrMissing, dir)
-	}
-	f, err := openFile(fsys, dir, numbers[len(numbers)-1])
-	if err != nil {
-		return ident.StoreID{}, err
-	}
-	return f.store, f.release()
-}
-
 // listFiles returns the log's file numbers, ascending, and the names of the other files made by a log.
 func listFiles(fsys vfs.FS, dir string) (numbers []uint64, others []string, err error) {
 	if _, err := fsys.Stat(dir); err != nil {

@@ -70,9 +70,6 @@ func appendBytes(dst, b []byte) []byte {
 // Len is the number of records so far.
 func (b *Builder) Len() int { return int(b.n) }
 
-// Size is about the batch's size so far, before compression.
-func (b *Builder) Size() int { return HeaderSize + len(b.body) }
-
 // Build returns the batch. Errors: ErrInvalidRecord without records,
 // ErrTooLarge, ErrUnsupportedCodec.
 func (b *Builder) Build() ([]byte, error) {

@@ -57,19 +57,6 @@ func (c Codec) String() string {
 // Known tells whether c is one of Kafka's compression types.
 func (c Codec) Known() bool { return c >= None && c <= Zstd }
 
-// ParseCodec reads the name String writes ("uncompressed" is none as well).
-func ParseCodec(s string) (Codec, error) {
-	for c := None; c <= Zstd; c++ {
-		if c.String() == s {
-			return c, nil
-		}
-	}
-	if s == "uncompressed" {
-		return None, nil
-	}
-	return None, fmt.Errorf("%w: %q (none, gzip, snappy, lz4 or zstd)", ErrUnsupportedCodec, s)
-}
-
 // Compress appends src, compressed, to dst. Snappy is written in xerial
 // framing, as the Java client does.
 func Compress(dst, src []byte, c Codec) ([]byte, error) {

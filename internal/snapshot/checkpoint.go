@@ -203,10 +203,7 @@ func headerLength(b []byte) (int, error) {
 		d.off = 0
 		d.fail(fmt.Sprintf("magic %q is not %q", magic, headMagic))
 	}
-	if v := d.u8("version"); d.err == nil && v != ckptVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, ckptVersion))
-	}
+	d.version(ckptVersion)
 	d.u8("codec")
 	d.u16("padding")
 	n := d.u32("header length")

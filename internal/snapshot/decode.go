@@ -3,6 +3,8 @@ package snapshot
 import (
 	"encoding/binary"
 	"fmt"
+
+	"chronik/internal/format"
 )
 
 // decoder reads big-endian fields from a byte slice. The first field that is
@@ -32,6 +34,15 @@ func (d *decoder) bytes(n int, what string) []byte {
 	b := d.buf[d.off : d.off+n : d.off+n]
 	d.off += n
 	return b
+}
+
+// version reads a format version, which must be known.
+func (d *decoder) version(known uint8) {
+	if v := d.u8("version"); d.err == nil {
+		if err := format.Check(int(v), int(known)); err != nil {
+			d.err = fmt.Errorf("%w: at byte %d of %d: %w", ErrCorrupt, d.off-1, len(d.buf), err)
+		}
+	}
 }
 
 func (d *decoder) u8(what string) uint8 {

@@ -104,10 +104,7 @@ func DecodeManifest(b []byte) (*Manifest, error) {
 		d.off = 0
 		d.fail(fmt.Sprintf("magic %q is not %q", magic, manMagic))
 	}
-	if v := d.u8("version"); d.err == nil && v != manVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, manVersion))
-	}
+	d.version(manVersion)
 	d.bytes(3, "padding")
 	n := int(d.u32("file count"))
 	const least = 1 + 1 + 8

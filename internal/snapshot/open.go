@@ -42,10 +42,7 @@ func (r openRequest) encode() []byte {
 
 func decodeOpenRequest(b []byte) (openRequest, error) {
 	d := decoder{buf: b}
-	if v := d.u8("version"); d.err == nil && v != reqVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, reqVersion))
-	}
+	d.version(reqVersion)
 	r := openRequest{group: ident.GroupID(d.u64("group")), index: ident.Index(d.u64("index"))}
 	node := d.u32("node")
 	if d.err == nil && node > math.MaxInt32 {

@@ -59,10 +59,7 @@ func (r prefixRequest) encode() []byte {
 
 func decodePrefixRequest(b []byte) (prefixRequest, error) {
 	d := decoder{buf: b}
-	if v := d.u8("version"); d.err == nil && v != reqVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, reqVersion))
-	}
+	d.version(reqVersion)
 	r := prefixRequest{pin: d.u64("pin"), chunk: d.u32("chunk"), name: d.name("file name")}
 	count := int(d.u8("length count"))
 	if d.err == nil && (count == 0 || count > maxPrefixes) {

@@ -68,10 +68,7 @@ func (r request) encode() []byte {
 
 func decodeRequest(b []byte) (request, error) {
 	d := decoder{buf: b}
-	if v := d.u8("version"); d.err == nil && v != reqVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, reqVersion))
-	}
+	d.version(reqVersion)
 	r := request{pin: d.u64("pin"), offset: d.size("offset")}
 	n := d.u32("length")
 	if d.err == nil && n > ChunkBytes {
@@ -177,10 +174,7 @@ func (o Offer) Append(dst []byte) []byte {
 // DecodeOffer reads an encoded offer, all of b.
 func DecodeOffer(b []byte) (Offer, error) {
 	d := decoder{buf: b}
-	if v := d.u8("version"); d.err == nil && v != reqVersion {
-		d.off--
-		d.fail(fmt.Sprintf("version %d is not %d", v, reqVersion))
-	}
+	d.version(reqVersion)
 	o := Offer{
 		Group: ident.GroupID(d.u64("group")),
 		Index: ident.Index(d.u64("index")),

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -24,6 +25,9 @@ type Conn struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 	br     *bufio.Reader
+
+	// writing is when the piece that is being written was begun, Unix nanoseconds; 0: none is.
+	writing atomic.Int64
 
 	mu sync.Mutex
 	// readable wakes the reader: there may be room. writable wakes the writer:
@@ -46,6 +50,8 @@ type pending struct {
 	version int16
 	id      int32
 	held    int64 // bytes of Options.Memory
+	room    int64 // bytes of Options.Responses
+	work    *work // of Options.Backlog, until it is answered
 	bytes   int64 // about the response's size, once answered
 	resp    kmsg.Response
 	// answered: reply was called. Under c.mu.
@@ -84,10 +90,11 @@ func (c *Conn) close() {
 		return
 	}
 	c.dead = true
-	var held int64
+	var held, room int64
 	for _, p := range c.queue {
 		if p.answered { // the others give theirs back in reply
 			held += p.held
+			room += p.room
 		}
 	}
 	c.queue, c.waiting = nil, 0
@@ -97,6 +104,7 @@ func (c *Conn) close() {
 	c.cancel()
 	_ = c.nc.Close()
 	c.srv.opt.Memory.release(held)
+	c.srv.opt.Responses.release(room)
 	c.srv.remove(c)
 }
 
@@ -149,6 +157,7 @@ func (p *pending) answer(resp kmsg.Response) {
 		bytes = int64(sizeHint(resp))
 	}
 	c := p.c
+	c.srv.opt.Backlog.release(p.work)
 	c.mu.Lock()
 	if p.answered {
 		c.mu.Unlock()
@@ -158,6 +167,7 @@ func (p *pending) answer(resp kmsg.Response) {
 	if c.dead {
 		c.mu.Unlock()
 		c.srv.opt.Memory.release(p.held)
+		c.srv.opt.Responses.release(p.room)
 		return
 	}
 	p.resp, p.bytes = resp, bytes
@@ -198,13 +208,13 @@ func (c *Conn) take(batch []*pending) []*pending {
 
 // done removes the written head of the queue.
 func (c *Conn) done(batch []*pending) {
-	var held int64
+	var held, room int64
 	c.mu.Lock()
 	if !c.dead { // close has settled everything else
 		for _, p := range batch {
 			held += p.held
+			room += p.room
 			c.waiting -= p.bytes
-			p.resp = nil
 		}
 		n := copy(c.queue, c.queue[len(batch):])
 		clear(c.queue[n:])
@@ -213,6 +223,7 @@ func (c *Conn) done(batch []*pending) {
 	}
 	c.mu.Unlock()
 	c.srv.opt.Memory.release(held)
+	c.srv.opt.Responses.release(room)
 }
 
 // writeLoop writes answers in order until the connection ends, and closes it.
@@ -233,6 +244,7 @@ func (c *Conn) writeLoop() {
 		out := (*buf)[:0]
 		for _, p := range batch {
 			out = p.append(out)
+			p.resp = nil // its records are in out: a slow peer keeps them once
 		}
 		*buf = out
 		err := c.write(out)
@@ -249,15 +261,21 @@ func (c *Conn) writeLoop() {
 }
 
 func (c *Conn) write(b []byte) error {
-	if len(b) == 0 {
-		return nil
+	defer c.writing.Store(0)
+	for len(b) > 0 {
+		now := time.Now()
+		c.writing.Store(now.UnixNano())
+		if err := c.nc.SetWriteDeadline(now.Add(c.srv.opt.IdleTimeout)); err != nil {
+			return err
+		}
+		n, err := c.nc.Write(b[:min(len(b), writePiece)])
+		b = b[n:]
+		c.srv.bytesOut.Add(uint64(n))
+		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+			return err
+		}
 	}
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.srv.opt.IdleTimeout)); err != nil {
-		return err
-	}
-	n, err := c.nc.Write(b)
-	c.srv.bytesOut.Add(uint64(n))
-	return err
+	return nil
 }
 
 // readLoop serves requests until the connection ends. When the server drains,
@@ -310,13 +328,21 @@ func (c *Conn) serveOne() error {
 	}
 	req := &Request{
 		Conn: c, Key: f.key, Version: f.version, CorrelationID: f.correlationID,
-		Size: f.size, Received: time.Now(),
+		Size: f.size, Received: time.Now(), p: p,
 	}
 	if err = f.decode(req, c.srv.opt.MaxFrame, p, c.srv.opt.Memory); err != nil {
 		c.srv.opt.Memory.release(p.held)
 		return err
 	}
+	if f.key == keyProduce {
+		// The frame is all here: who sends it slowly holds up nobody.
+		if p.work = c.srv.opt.Backlog.acquire(int64(f.size), c.ctx.Done()); p.work == nil {
+			c.srv.opt.Memory.release(p.held)
+			return net.ErrClosed
+		}
+	}
 	if !c.push(p) {
+		c.srv.opt.Backlog.drop(p.work)
 		c.srv.opt.Memory.release(p.held)
 		return net.ErrClosed
 	}

@@ -1,6 +1,9 @@
 package wire
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // Quota counts the bytes of requests in flight on the node. Readers that want
 // room for a large frame wait in line for it; nobody is overtaken.
@@ -33,6 +36,11 @@ func (q *Quota) Used() int64 {
 // acquire takes n bytes, waiting until there is room or stop is closed; false
 // means stopped. More than the whole limit waits until nothing else is held.
 func (q *Quota) acquire(n int64, stop <-chan struct{}) bool {
+	return q.acquireNudging(n, stop, nil)
+}
+
+// acquireNudging is acquire that calls nudge from time to time while it waits.
+func (q *Quota) acquireNudging(n int64, stop <-chan struct{}, nudge func()) bool {
 	if q == nil {
 		return true
 	}
@@ -45,10 +53,8 @@ func (q *Quota) acquire(n int64, stop <-chan struct{}) bool {
 	w := &quotaWaiter{n, make(chan struct{})}
 	q.waiters = append(q.waiters, w)
 	q.mu.Unlock()
-	select {
-	case <-w.granted:
+	if q.wait(w, stop, nudge) {
 		return true
-	case <-stop:
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -62,6 +68,26 @@ func (q *Quota) acquire(n int64, stop <-chan struct{}) bool {
 	q.used -= n // granted meanwhile
 	q.grant()
 	return false
+}
+
+// wait until w has room; false: stop was closed first.
+func (q *Quota) wait(w *quotaWaiter, stop <-chan struct{}, nudge func()) bool {
+	var tick <-chan time.Time
+	if nudge != nil {
+		t := time.NewTicker(shedEvery)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-w.granted:
+			return true
+		case <-tick:
+			nudge()
+		case <-stop:
+			return false
+		}
+	}
 }
 
 func (q *Quota) fits(n int64) bool { return q.used+n <= q.limit || q.used <= 0 }

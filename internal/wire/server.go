@@ -22,6 +22,8 @@ type Request struct {
 	Body          kmsg.Request
 	Size          int       // the frame's bytes, without the size field
 	Received      time.Time // when its last byte was here
+
+	p *pending // nil without a socket
 }
 
 // Handler serves requests.
@@ -53,6 +55,8 @@ type Options struct {
 	MaxInflight     int           // requests of one connection that wait for their response
 	MaxPendingBytes int           // responses that wait for a slow peer before its next request is read
 	Memory          *Quota        // bytes of requests in flight, shared by what shares it; nil: unlimited
+	Responses       *Quota        // bytes of responses whose handlers asked for Room, until written; nil: unlimited
+	Backlog         *Backlog      // Produce requests worked on; nil: unlimited
 	IdleTimeout     time.Duration // a connection without a request in flight, or a peer that takes no byte, for this long is closed
 	MaxConns        int           // 0: unlimited
 	Logger          *slog.Logger
@@ -71,12 +75,16 @@ type Server struct {
 	stop      chan struct{} // closed with closed
 	listeners map[net.Listener]struct{}
 	conns     map[*Conn]struct{}
-	wg        sync.WaitGroup // two a connection
+	lastShed  time.Time
+	// lastRefused is when a refusal was last logged.
+	lastRefused time.Time
+	wg          sync.WaitGroup // two a connection
 
 	nextID                        atomic.Uint64
 	accepted, refused             atomic.Uint64
 	requests, bytesIn, bytesOut   atomic.Uint64
 	protocolErrors, idleConnsGone atomic.Uint64
+	stalledConnsGone              atomic.Uint64
 }
 
 // Stats are counters since start, but Connections, which is a gauge.
@@ -86,6 +94,7 @@ type Stats struct {
 	Refused        uint64 // over MaxConns
 	ProtocolErrors uint64 // connections closed for what they sent
 	IdleClosed     uint64
+	StalledClosed  uint64 // took no response while the node was short of room
 	Requests       uint64
 	BytesIn        uint64
 	BytesOut       uint64
@@ -121,7 +130,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Unlock()
 	return Stats{
 		Connections: n, Accepted: s.accepted.Load(), Refused: s.refused.Load(), ProtocolErrors: s.protocolErrors.Load(),
-		IdleClosed: s.idleConnsGone.Load(), Requests: s.requests.Load(), BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(),
+		IdleClosed: s.idleConnsGone.Load(), StalledClosed: s.stalledConnsGone.Load(), Requests: s.requests.Load(), BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(),
 	}
 }
 
@@ -167,6 +176,9 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 }
 
+// refusalsEvery is how often a refused connection is logged.
+const refusalsEvery = time.Second
+
 func retryable(err error) bool {
 	var ne net.Error
 	//nolint:staticcheck // the kernel's passing shortages are reported by nothing else
@@ -191,10 +203,16 @@ func (s *Server) add(nc net.Conn) {
 		_ = nc.Close()
 		return
 	case s.opt.MaxConns > 0 && len(s.conns) >= s.opt.MaxConns:
+		now := time.Now()
+		quiet := now.Sub(s.lastRefused) < refusalsEvery // a client that comes again and again fills no log
+		if !quiet {
+			s.lastRefused = now
+		}
 		s.mu.Unlock()
-		defer func() { _ = nc.Close() }()
-		s.refused.Add(1)
-		s.log.Warn("refused connection", "peer", nc.RemoteAddr().String(), "reason", "too many connections", "limit", s.opt.MaxConns)
+		_ = nc.Close()
+		if n := s.refused.Add(1); !quiet {
+			s.log.Warn("refused connection", "peer", nc.RemoteAddr().String(), "reason", "too many connections (kafka.max_connections)", "limit", s.opt.MaxConns, "refused", n)
+		}
 		return
 	}
 	c := newConn(s, nc, s.nextID.Add(1))

@@ -100,6 +100,7 @@ type Options struct {
 	Nodes     int // 3 when 0
 	Threshold int // snapshot.threshold_entries
 	Set       []string
+	Exe       string // the build to start with; this source tree's when empty
 }
 
 // Cluster is a running 'chronik dev'.
@@ -159,7 +160,10 @@ func Start(tb testing.TB, o Options) *Cluster {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: Binary(tb), base: freeBase(tb, o.Nodes+1)} // one may join
+	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: o.Exe, base: freeBase(tb, o.Nodes+1)} // one may join
+	if c.Exe == "" {
+		c.Exe = Binary(tb)
+	}
 	args := []string{"dev", "--nodes", fmt.Sprint(o.Nodes), "--data-dir", c.Dir, "--base-port", fmt.Sprint(c.base)}
 	if o.Threshold > 0 {
 		args = append(args, "--snapshot-threshold", fmt.Sprint(o.Threshold))
@@ -355,6 +359,24 @@ func (c *Cluster) Kill(id int) {
 func (c *Cluster) Restart(id int) {
 	c.TB.Helper()
 	c.must("dev", "restart", fmt.Sprint(id), "--data-dir", c.Dir)
+}
+
+// Swap makes exe the build that node id is started with from now on.
+func (c *Cluster) Swap(id int, exe string) {
+	c.TB.Helper()
+	nodes := c.Nodes()
+	for i := range nodes {
+		if nodes[i].ID == id {
+			nodes[i].Argv[0] = exe
+		}
+	}
+	b, err := json.Marshal(map[string][]Node{"nodes": nodes})
+	if err != nil {
+		c.TB.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.Dir, "dev.json"), b, 0o644); err != nil {
+		c.TB.Fatal(err)
+	}
 }
 
 // Wipe empties node id's directory.

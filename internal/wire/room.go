@@ -1,0 +1,99 @@
+package wire
+
+import "time"
+
+const (
+	// minRoom is what a response may at least take, once there is room at all.
+	minRoom = 64 << 10
+	// shareOfRoom: a response takes at most this part of what is free, so that one
+	// that nobody reads leaves room for others.
+	shareOfRoom = 8
+	// stallTimeout is how long a peer may take no byte of its response while the
+	// node is short of room. shedEvery is how often that is looked at.
+	stallTimeout = 5 * time.Second
+	shedEvery    = time.Second
+	// writePiece is what a peer must take within stallTimeout then.
+	writePiece = 64 << 10
+)
+
+// Room asks for room for about want bytes of records in the response, and returns how many
+// it may have, at most want. Options.Responses bounds what the responses of the node hold
+// between being read and being written: peers that ask for much and read nothing would
+// otherwise fill the memory. A response that has nothing yet waits for room; one that holds
+// some gets none, since those who hold and wait could wait for each other.
+//
+// short says that there is little left: what is held should be sent, not kept for more.
+// Settle says how much was taken. Only the goroutine that Serve runs on may call either.
+func (r *Request) Room(want int) (n int, short bool) {
+	if r.p == nil || want <= 0 || r.p.c.srv.opt.Responses == nil {
+		return want, false
+	}
+	s := r.p.c.srv
+	got, short := s.opt.Responses.share(int64(want))
+	if short {
+		s.shed(time.Now())
+	}
+	if got == 0 && r.p.room == 0 {
+		least := int64(min(want, minRoom))
+		if s.opt.Responses.acquireNudging(least, r.p.c.ctx.Done(), func() { s.shed(time.Now()) }) {
+			got = least
+		}
+	}
+	r.p.room += got
+	return int(got), short
+}
+
+// Settle says that of what Room gave, used bytes are taken. The rest is given back,
+// and what is beyond, a first batch that is large, is taken as well.
+func (r *Request) Settle(given, used int) {
+	if r.p == nil || given == used {
+		return
+	}
+	q := r.p.c.srv.opt.Responses
+	r.p.room += int64(used - given)
+	if used > given {
+		q.add(int64(used - given))
+	} else {
+		q.release(int64(given - used))
+	}
+}
+
+// share takes up to want bytes, at most a part of what is free; 0: nothing is free.
+func (q *Quota) share(want int64) (n int64, short bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	free := q.limit - q.used
+	if free < min(want, minRoom) || len(q.waiters) > 0 {
+		return 0, true
+	}
+	n = min(want, max(free/shareOfRoom, minRoom))
+	q.used += n
+	return n, free < q.limit/4
+}
+
+// shed closes the connections whose peers take nothing, now that the node is short of
+// room for responses. They hold what others need, and have not moved for stallTimeout.
+func (s *Server) shed(now time.Time) {
+	s.mu.Lock()
+	if now.Sub(s.lastShed) < shedEvery {
+		s.mu.Unlock()
+		return
+	}
+	s.lastShed = now
+	var stalled []*Conn
+	for c := range s.conns {
+		if began := c.writing.Load(); began != 0 && now.UnixNano()-began > int64(stallTimeout) {
+			stalled = append(stalled, c)
+		}
+	}
+	s.mu.Unlock()
+	if len(stalled) == 0 {
+		return
+	}
+	for _, c := range stalled {
+		c.close()
+	}
+	s.stalledConnsGone.Add(uint64(len(stalled)))
+	s.log.Warn("closed connections that take no response", "reason", "no room for other responses", "connections", len(stalled),
+		"peer", stalled[0].remote, "limit", s.opt.Responses.limit)
+}

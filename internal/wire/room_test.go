@@ -1,0 +1,168 @@
+package wire
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// pipes is a listener without a network: a bubble's time stands still for real sockets.
+type pipes struct {
+	conns chan net.Conn
+	once  sync.Once
+	gone  chan struct{}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error   { p.once.Do(func() { close(p.gone) }); return nil }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// fetches serves fetches of size bytes each, in a bubble, until done is called.
+func fetches(t *testing.T, room *Quota, size int) (dial func() net.Conn, srv *Server, done func()) {
+	t.Helper()
+	p := &pipes{conns: make(chan net.Conn), gone: make(chan struct{})}
+	srv = NewServer(Options{Responses: room, Logger: slog.New(slog.DiscardHandler), Handler: &testHandler{
+		func(_ context.Context, req *Request, reply func(kmsg.Response)) {
+			resp := req.Body.ResponseKind().(*kmsg.FetchResponse)
+			ft, fp := kmsg.NewFetchResponseTopic(), kmsg.NewFetchResponseTopicPartition()
+			given, _ := req.Room(size)
+			fp.RecordBatches = make([]byte, given)
+			ft.Partitions = append(ft.Partitions, fp)
+			resp.Topics = append(resp.Topics, ft)
+			reply(resp)
+		},
+	}})
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(p) }()
+	var all []net.Conn
+	dial = func() net.Conn {
+		a, b := net.Pipe()
+		p.conns <- b
+		all = append(all, a)
+		return a
+	}
+	return dial, srv, func() {
+		for _, c := range all {
+			_ = c.Close()
+		}
+		if err := srv.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		<-served
+	}
+}
+
+func askFetch(t *testing.T, c net.Conn) {
+	t.Helper()
+	req := kmsg.NewPtrFetchRequest()
+	req.Version = 4
+	if _, err := c.Write(kmsg.NewRequestFormatter().AppendRequest(nil, req, 1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRoomForResponses: peers that ask and do not read hold no more than the quota;
+// they leave others room, and are closed once the room is needed and they have not
+// moved for a while. All room returns.
+func TestRoomForResponses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 16 << 20
+		room := NewQuota(limit)
+		dial, srv, done := fetches(t, room, limit)
+		for range 200 {
+			askFetch(t, dial())
+			synctest.Wait()
+			if used := room.Used(); used > limit {
+				t.Fatalf("%d bytes held, the limit is %d", used, limit)
+			}
+		}
+		if used := room.Used(); used < limit*3/4 {
+			t.Errorf("only %d bytes held: the test holds nothing up", used)
+		}
+		if n := srv.Stats().StalledClosed; n != 0 {
+			t.Errorf("%d closed at once", n)
+		}
+		began := time.Now()
+		c := dial()
+		askFetch(t, c)
+		head := make([]byte, 4)
+		if _, err := io.ReadFull(c, head); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 2*stallTimeout {
+			t.Errorf("one that reads waited %v", took)
+		}
+		if srv.Stats().StalledClosed == 0 {
+			t.Error("nobody was closed")
+		}
+		done()
+		if used := room.Used(); used != 0 {
+			t.Errorf("%d bytes held at the end", used)
+		}
+	})
+}
+
+// TestSlowIsNotStalled: a peer that reads, ever so slowly, is not closed while
+// there is room, and takes its response in more time than the idle timeout.
+func TestSlowIsNotStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		dial, srv, done := fetches(t, NewQuota(256<<20), size)
+		c := dial()
+		askFetch(t, c)
+		began := time.Now()
+		b := make([]byte, 4<<10)
+		for got := 0; got < size; {
+			n, err := c.Read(b)
+			if err != nil {
+				t.Fatalf("after %v and %d bytes: %v", time.Since(began), got, err)
+			}
+			got += n
+			<-time.After(6 * time.Second) // a piece of a write takes longer than stallTimeout
+		}
+		if took := time.Since(began); took < 2*DefaultIdleTimeout {
+			t.Errorf("took %v: too quick to show anything", took)
+		}
+		if srv.Stats().StalledClosed != 0 {
+			t.Error("closed although there was room")
+		}
+		done()
+	})
+}
+
+// TestSettle: what a handler does not use is back at once, what it uses more counts
+// until the response is written.
+func TestSettle(t *testing.T) {
+	room := NewQuota(1 << 20)
+	srv := NewServer(Options{Responses: room, Logger: slog.New(slog.DiscardHandler)})
+	c := &Conn{srv: srv, ctx: t.Context()}
+	r := &Request{p: &pending{c: c}}
+	if n, short := r.Room(1 << 20); n != 128<<10 || short {
+		t.Fatal(n, short)
+	}
+	if r.Settle(128<<10, 10); room.Used() != 10 || r.p.room != 10 {
+		t.Fatal(room.Used(), r.p.room)
+	}
+	room.add(1<<20 - 100)
+	if n, short := r.Room(1 << 20); n != 0 || !short { // it holds something, and does not wait
+		t.Fatal(n, short)
+	}
+	if r.Settle(0, 500); room.Used() != 1<<20+410 || r.p.room != 510 {
+		t.Fatal(room.Used(), r.p.room)
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"chronik/internal/alloctest"
 )
 
 // load writes toml to a file and loads it. Errors show it as chronik.toml.
@@ -374,6 +376,7 @@ func FuzzFile(f *testing.F) {
 	f.Add("node = {id = 1}\n[node]\nid = 2")
 	f.Add("[node]\nid = ")
 	f.Fuzz(func(t *testing.T, toml string) {
+		defer alloctest.Bound(t, len(toml))()
 		l := &loader{c: Default()}
 		err := l.file("f", []byte(toml))
 		var e *Error

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/raftgroup"
 )
 
@@ -231,6 +232,7 @@ func FuzzReadState(f *testing.F) {
 	f.Add(stateBytes(f, st))
 	f.Add(stateBytes(f, newState()))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		st, err := readState(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
@@ -252,6 +254,7 @@ func FuzzApply(f *testing.F) {
 	f.Add(encodeDeleteGroup(1, "g", true))
 	f.Add(encodeDeleteOffsets(1, []deleted{{offsetKey{"g", "t", 0}, -1}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		st := newState()
 		_ = st.apply(encodeCommit(1, "g", []committed{{topic: "t"}, {topic: "t", partition: 1}}))
 		before := stateBytes(t, st)

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/vfs"
@@ -326,6 +327,7 @@ func FuzzDecodeStore(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		c, err := decode(b)
 		if err != nil {
 			return

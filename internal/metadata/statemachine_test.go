@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 )
@@ -311,6 +312,7 @@ func FuzzReadImage(f *testing.F) {
 	f.Add(encoded(f, m.img()))
 	f.Add(encoded(f, emptyImage()))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		img, err := ReadImage(bytes.NewReader(b))
 		if err != nil {
 			return
@@ -345,6 +347,7 @@ func FuzzDecodeCommand(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		c, err := Decode(b)
 		if err != nil {
 			if !errors.Is(err, ErrBadCommand) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+
+	"chronik/internal/alloctest"
 )
 
 func seeds(f *testing.F) {
@@ -28,6 +30,7 @@ func documented(err error) bool {
 func FuzzParseBatch(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		h, n, err := ParseBatch(b)
 		if err != nil {
 			if !documented(err) {
@@ -49,6 +52,7 @@ func FuzzParseBatch(f *testing.F) {
 func FuzzForEach(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		h, err := Header(b)
 		if err != nil || h.Size() > len(b) {
 			if err := ForEach(b, func(Record) error { return nil }); len(b) > 0 && err == nil {
@@ -87,6 +91,7 @@ func FuzzUpConvert(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, set []byte) {
+		defer alloctest.Bound(t, len(set))()
 		// Mutations seldom hit the checksum: repair the first message's.
 		if len(set) >= setEntry+4 {
 			if size := be32(set, setSizeAt); size >= 4 && int(size) <= len(set)-setEntry {

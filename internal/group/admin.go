@@ -144,10 +144,16 @@ func (c *Coordinator) DeleteOffsets(_ context.Context, req *kmsg.OffsetDeleteReq
 			c.later(func() { reply(resp) })
 			return
 		}
-		var ds []deleted
+		n := 0
+		for i := range req.Topics {
+			n += len(req.Topics[i].Partitions)
+		}
+		ds := make([]deleted, 0, n)
+		resp.Topics = make([]kmsg.OffsetDeleteResponseTopic, 0, len(req.Topics))
 		for _, t := range req.Topics {
 			rt := kmsg.NewOffsetDeleteResponseTopic()
 			rt.Topic = t.Topic
+			rt.Partitions = make([]kmsg.OffsetDeleteResponseTopicPartition, 0, len(t.Partitions))
 			for _, p := range t.Partitions {
 				rp := kmsg.NewOffsetDeleteResponseTopicPartition()
 				rp.Partition = p.Partition

@@ -3,6 +3,7 @@ package identity
 import (
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -56,6 +57,16 @@ func NewGenesis(s Situation, voters int) *Genesis {
 		})
 	}
 	return g
+}
+
+// DecodeGenesis reads a genesis as a proposer sends it (JSON). Whether it is one for
+// the store that gets it is said by Store.Prepare.
+func DecodeGenesis(b []byte) (*Genesis, error) {
+	g := &Genesis{}
+	if err := json.Unmarshal(b, g); err != nil {
+		return nil, fmt.Errorf("genesis: %w", err)
+	}
+	return g, nil
 }
 
 // boot returns the boot of the proposer's store in which g was made.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/klauspost/compress/s2"
+
 	"chronik/internal/alloctest"
 )
 
@@ -110,6 +112,41 @@ func FuzzUpConvert(f *testing.F) {
 		}
 		if _, err := DownConvert(nil, b, 1); err != nil {
 			t.Fatalf("down again: %v", err)
+		}
+	})
+}
+
+// FuzzDecompress takes bytes for a stream of each codec: an error of the package,
+// or no more than the limit, the same in one piece and in many.
+func FuzzDecompress(f *testing.F) {
+	text := bytes.Repeat([]byte("some text, some more text. "), 40)
+	for _, c := range codecs {
+		b, err := Compress(nil, text, c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(int8(c), b, uint32(1<<20))
+		f.Add(int8(c), b, uint32(100))
+		f.Add(int8(c), b[:len(b)/2], uint32(1<<20))
+		f.Add(int8(c), append(bytes.Clone(b), b...), uint32(1<<20))
+	}
+	f.Add(int8(Snappy), s2.EncodeSnappy(nil, text), uint32(1<<20))
+	f.Fuzz(func(t *testing.T, codec int8, b []byte, limit uint32) {
+		defer alloctest.Bound(t, len(b))()
+		bound := int(limit % (8 << 20))
+		out, err := Decompress(nil, b, Codec(codec), bound)
+		if err != nil {
+			if !documented(err) {
+				t.Fatalf("undocumented error: %v", err)
+			}
+			return
+		}
+		if len(out) > bound {
+			t.Fatalf("%d bytes, the limit is %d", len(out), bound)
+		}
+		again, err := Decompress([]byte("before"), b, Codec(codec), len(out))
+		if err != nil || !bytes.Equal(again[6:], out) {
+			t.Fatalf("%d bytes the first time, then %d, %v", len(out), len(again)-6, err)
 		}
 	})
 }

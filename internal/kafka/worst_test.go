@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/alloctest"
@@ -102,4 +103,38 @@ func elements(typ reflect.Type, n int) reflect.Value {
 		}
 	}
 	return s
+}
+
+// TestPartitionsOfARequest: a request of a few bytes must not make partitions without
+// end, in one topic or in many.
+func TestPartitionsOfARequest(t *testing.T) {
+	h, c := newHandler(t)
+	prepare(t, c)
+	create := kmsg.NewPtrCreateTopicsRequest()
+	create.Version = 7
+	for i, n := range []int32{75_520, 9_000, 1_001, 999, 1} {
+		rt := kmsg.NewCreateTopicsRequestTopic()
+		rt.Topic, rt.NumPartitions, rt.ReplicationFactor = fmt.Sprint("topic-", i), n, 1
+		create.Topics = append(create.Topics, rt)
+	}
+	created := roundTrip[*kmsg.CreateTopicsResponse](t, h, create)
+	for i, want := range []*kerr.Error{kerr.PolicyViolation, nil, kerr.PolicyViolation, nil, nil} {
+		wantCode(t, created.Topics[i].Topic, created.Topics[i].ErrorCode, want)
+	}
+	more := kmsg.NewPtrCreatePartitionsRequest()
+	more.Version = 3
+	for _, a := range []struct {
+		topic string
+		count int32
+	}{{"orders", 10_003}, {"topic-3", 10_000}, {"orders", 3}, {"topic-4", 1_001}} {
+		rt := kmsg.NewCreatePartitionsRequestTopic()
+		rt.Topic, rt.Count = a.topic, a.count
+		more.Topics = []kmsg.CreatePartitionsRequestTopic{rt}
+		var want *kerr.Error
+		if a.count == 10_003 {
+			want = kerr.PolicyViolation
+		}
+		got := roundTrip[*kmsg.CreatePartitionsResponse](t, h, more)
+		wantCode(t, a.topic, got.Topics[0].ErrorCode, want)
+	}
 }

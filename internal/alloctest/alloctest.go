@@ -3,6 +3,7 @@ package alloctest
 
 import (
 	"runtime/metrics"
+	"strings"
 	"testing"
 )
 
@@ -40,4 +41,27 @@ func allocated() uint64 {
 	s := [...]metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(s[:])
 	return s[0].Value.Uint64()
+}
+
+// Worst gives each of decoders each input, by itself under Bound.
+func Worst(t *testing.T, inputs map[string][]byte, decoders ...func(b []byte)) {
+	t.Helper()
+	for name, b := range inputs {
+		t.Run(name, func(t *testing.T) {
+			if len(b) > MaxInput {
+				t.Fatalf("%d bytes, at most %d are bounded", len(b), MaxInput)
+			}
+			for _, decode := range decoders {
+				end := Bound(t, len(b))
+				decode(b)
+				end()
+			}
+		})
+	}
+}
+
+// Fill repeats element between head and tail up to MaxInput.
+func Fill(head, element, tail string) []byte {
+	n := (MaxInput - len(head) - len(tail)) / len(element)
+	return []byte(head + strings.Repeat(element, n) + tail)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"chronik/internal/ident"
+	"chronik/internal/jsonbound"
 )
 
 // maxFounders bounds a decoded Genesis.
@@ -63,10 +64,18 @@ func NewGenesis(s Situation, voters int) *Genesis {
 // the store that gets it is said by Store.Prepare.
 func DecodeGenesis(b []byte) (*Genesis, error) {
 	g := &Genesis{}
-	if err := json.Unmarshal(b, g); err != nil {
+	if err := unmarshal(b, g); err != nil {
 		return nil, fmt.Errorf("genesis: %w", err)
 	}
 	return g, nil
+}
+
+// unmarshal decodes JSON that is not crowded.
+func unmarshal(b []byte, v any) error {
+	if err := jsonbound.Check(b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
 }
 
 // boot returns the boot of the proposer's store in which g was made.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/vfs"
 )
 
@@ -119,6 +120,7 @@ func FuzzDecodeManifest(f *testing.F) {
 	f.Add(sample().Append(nil))
 	f.Add((&Manifest{Files: []File{{}}}).Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		if len(b) >= sha256.Size { // the sum would hide everything behind it
 			b = resum(b)
 		}

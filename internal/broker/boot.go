@@ -209,9 +209,9 @@ func (b *bootstrapper) propose(ctx context.Context, g *identity.Genesis) error {
 }
 
 func (b *bootstrapper) servePrepare(from ident.StoreID, data []byte) error {
-	g := &identity.Genesis{}
-	if err := json.Unmarshal(data, g); err != nil {
-		return fmt.Errorf("genesis: %w", err)
+	g, err := identity.DecodeGenesis(data)
+	if err != nil {
+		return err
 	}
 	if g.Proposer != from {
 		return fmt.Errorf("store %s sends the genesis of store %s", from, g.Proposer)

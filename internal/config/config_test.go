@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"chronik/internal/alloctest"
 )
 
 // load writes toml to a file and loads it. Errors show it as chronik.toml.
@@ -374,11 +376,46 @@ func FuzzFile(f *testing.F) {
 	f.Add("node = {id = 1}\n[node]\nid = 2")
 	f.Add("[node]\nid = ")
 	f.Fuzz(func(t *testing.T, toml string) {
+		defer alloctest.Bound(t, len(toml))()
 		l := &loader{c: Default()}
 		err := l.file("f", []byte(toml))
 		var e *Error
 		if err != nil && (!errors.As(err, &e) || !strings.HasPrefix(e.Msg, "f:")) {
 			t.Fatalf("%v", err)
+		}
+	})
+}
+
+// Settings of the environment and of flags are refused by name, or make a
+// configuration that, written out, loads as the same.
+func FuzzSettings(f *testing.F) {
+	f.Add("CHRONIK_NODE_ID=2", "cluster.peers", "1@a:1,2@b:2")
+	f.Add("CHRONIK_ADVERTISED_ADDR=host", "log.level", "debug")
+	f.Add("CHRONIK_PORT_9092_TCP=x", "snapshot.keep_entries", "auto")
+	f.Add("CHRONIK_OBJECT_STORE_URL=s3://b/p?x=%zz", "raftlog.max_bytes", "9_000 GiB")
+	f.Add("PATH", "raft.election_timeout", "1h0m0s")
+	f.Fuzz(func(t *testing.T, env, flag, value string) {
+		defer alloctest.Bound(t, len(env)+len(flag)+len(value))()
+		c, err := Load(LoadOptions{Env: []string{env}, Flags: map[string]string{flag: value}})
+		if err != nil {
+			var e *Error
+			if !errors.As(err, &e) || e.Msg == "" {
+				t.Fatalf("%T: %v", err, err)
+			}
+			return
+		}
+		again := map[string]string{}
+		for i := range settings {
+			again[settings[i].name] = settings[i].text(c)
+		}
+		b, err := Load(LoadOptions{Flags: again})
+		if err != nil {
+			t.Fatalf("%v of %q", err, again)
+		}
+		for i := range settings {
+			if s := &settings[i]; s.text(b) != s.text(c) {
+				t.Fatalf("%s: %q became %q", s.name, s.text(c), s.text(b))
+			}
 		}
 	})
 }

@@ -3,6 +3,7 @@ package group
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -144,10 +145,16 @@ func (c *Coordinator) DeleteOffsets(_ context.Context, req *kmsg.OffsetDeleteReq
 			c.later(func() { reply(resp) })
 			return
 		}
-		var ds []deleted
+		n := 0
+		for i := range req.Topics {
+			n += len(req.Topics[i].Partitions)
+		}
+		ds := make([]deleted, 0, n)
+		resp.Topics = make([]kmsg.OffsetDeleteResponseTopic, 0, len(req.Topics))
 		for _, t := range req.Topics {
 			rt := kmsg.NewOffsetDeleteResponseTopic()
 			rt.Topic = t.Topic
+			rt.Partitions = make([]kmsg.OffsetDeleteResponseTopicPartition, 0, len(t.Partitions))
 			for _, p := range t.Partitions {
 				rp := kmsg.NewOffsetDeleteResponseTopicPartition()
 				rp.Partition = p.Partition
@@ -189,14 +196,36 @@ func (c *Coordinator) mayDeleteOffsets(group string) (code int16, subscribed map
 	subscribed = map[string]bool{}
 	for _, m := range g.members {
 		for _, p := range m.protocols {
-			var meta kmsg.ConsumerMemberMetadata
-			if err := meta.ReadFrom(p.metadata); err != nil {
+			topics, err := subscribedTopics(p.metadata)
+			if err != nil {
 				return errNonEmpty, nil // not in the form that consumers use
 			}
-			for _, t := range meta.Topics {
+			for _, t := range topics {
 				subscribed[t] = true
 			}
 		}
 	}
 	return 0, subscribed
+}
+
+// subscribedTopics reads the topics of a consumer's subscription (Kafka's
+// ConsumerProtocolSubscription): its version and the topics stand first in every
+// version; what follows differs. kmsg would make room for as many of what follows
+// as the bytes claim.
+func subscribedTopics(metadata []byte) ([]string, error) {
+	r := &reader{b: metadata}
+	version, n := r.int16be(), r.int32be()
+	if r.bad || version < 0 || n < -1 || int(n) > len(r.b)/2 {
+		return nil, fmt.Errorf("%w: subscription of %d bytes, version %d, %d topics", ErrCorrupt, len(metadata), version, n)
+	}
+	topics := make([]string, 0, max(0, n)) // -1: null
+	for range n {
+		size := r.int16be()
+		if size < 0 || int(size) > len(r.b) {
+			return nil, fmt.Errorf("%w: subscription of %d bytes: topic at byte %d", ErrCorrupt, len(metadata), len(metadata)-len(r.b))
+		}
+		topics = append(topics, string(r.b[:size]))
+		r.b = r.b[size:]
+	}
+	return topics, nil
 }

@@ -67,13 +67,35 @@ func (r *reader) int32() int32 {
 	return int32(v)
 }
 
+// Big-endian numbers are two's complement, as written.
+
 func (r *reader) int64be() int64 {
 	if len(r.b) < 8 {
 		r.fail()
 		return 0
 	}
-	v := int64(binary.BigEndian.Uint64(r.b)) // two's complement, as written
+	v := int64(binary.BigEndian.Uint64(r.b))
 	r.b = r.b[8:]
+	return v
+}
+
+func (r *reader) int32be() int32 {
+	if len(r.b) < 4 {
+		r.fail()
+		return 0
+	}
+	v := int32(binary.BigEndian.Uint32(r.b))
+	r.b = r.b[4:]
+	return v
+}
+
+func (r *reader) int16be() int16 {
+	if len(r.b) < 2 {
+		r.fail()
+		return -1
+	}
+	v := int16(binary.BigEndian.Uint16(r.b))
+	r.b = r.b[2:]
 	return v
 }
 

@@ -161,6 +161,9 @@ func readGroup(r *reader) *Group {
 		Protocol: r.str(), Leader: r.str(), EmptySinceMs: r.varint(),
 	}
 	n := r.count(8)
+	if n > 0 {
+		g.Members = make([]Member, 0, n)
+	}
 	for range n {
 		g.Members = append(g.Members, Member{
 			ID: r.str(), InstanceID: r.optional(), ClientID: r.str(), ClientHost: r.str(),

@@ -104,10 +104,12 @@ func (c *Coordinator) commitError(p *kmsg.OffsetCommitRequestTopicPartition) int
 
 func (c *Coordinator) commitResponse(req *kmsg.OffsetCommitRequest, code int16) *kmsg.OffsetCommitResponse {
 	resp := req.ResponseKind().(*kmsg.OffsetCommitResponse)
+	resp.Topics = make([]kmsg.OffsetCommitResponseTopic, 0, len(req.Topics))
 	for i := range req.Topics {
 		t := &req.Topics[i]
 		rt := kmsg.NewOffsetCommitResponseTopic()
 		rt.Topic, rt.TopicID = t.Topic, t.TopicID
+		rt.Partitions = make([]kmsg.OffsetCommitResponseTopicPartition, 0, len(t.Partitions))
 		for j := range t.Partitions {
 			rp := kmsg.NewOffsetCommitResponseTopicPartition()
 			rp.Partition = t.Partitions[j].Partition
@@ -151,9 +153,11 @@ func (c *Coordinator) Fetch(ctx context.Context, group string, topics []kmsg.Off
 		}
 		return resp
 	}
+	resp.Topics = make([]kmsg.OffsetFetchResponseGroupTopic, 0, len(topics))
 	for i := range topics {
 		t := kmsg.NewOffsetFetchResponseGroupTopic()
 		t.Topic, t.TopicID = topics[i].Topic, topics[i].TopicID
+		t.Partitions = make([]kmsg.OffsetFetchResponseGroupTopicPartition, 0, len(topics[i].Partitions))
 		for _, p := range topics[i].Partitions {
 			t.Partitions = append(t.Partitions, fetched(p, c.sm.st.offset(offsetKey{group, t.Topic, p})))
 		}

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/raftgroup"
 )
 
@@ -231,6 +234,7 @@ func FuzzReadState(f *testing.F) {
 	f.Add(stateBytes(f, st))
 	f.Add(stateBytes(f, newState()))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		st, err := readState(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
@@ -252,6 +256,7 @@ func FuzzApply(f *testing.F) {
 	f.Add(encodeDeleteGroup(1, "g", true))
 	f.Add(encodeDeleteOffsets(1, []deleted{{offsetKey{"g", "t", 0}, -1}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		st := newState()
 		_ = st.apply(encodeCommit(1, "g", []committed{{topic: "t"}, {topic: "t", partition: 1}}))
 		before := stateBytes(t, st)
@@ -264,6 +269,30 @@ func FuzzApply(f *testing.F) {
 		checkState(t, st)
 		if _, err := readState(stateBytes(t, st)); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzSubscription reads what a member sends as its metadata for the group's
+// protocol: as kmsg reads it, where that does.
+func FuzzSubscription(f *testing.F) {
+	for v := int16(0); v <= 3; v++ {
+		m := kmsg.NewConsumerMemberMetadata()
+		m.Version, m.Topics, m.UserData = v, []string{"orders", "sums"}, []byte("user")
+		f.Add(m.AppendTo(nil))
+	}
+	f.Add([]byte{0, 0, 0x7f, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		topics, err := func() ([]string, error) {
+			defer alloctest.Bound(t, len(b))()
+			return subscribedTopics(b)
+		}()
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+		var m kmsg.ConsumerMemberMetadata
+		if m.ReadFrom(b) == nil && m.Version >= 0 && m.Version <= 3 && (err != nil || !slices.Equal(topics, m.Topics)) {
+			t.Fatalf("%q, %v; kmsg says %q", topics, err, m.Topics)
 		}
 	})
 }

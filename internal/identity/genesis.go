@@ -3,10 +3,12 @@ package identity
 import (
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"slices"
 
 	"chronik/internal/ident"
+	"chronik/internal/jsonbound"
 )
 
 // maxFounders bounds a decoded Genesis.
@@ -56,6 +58,24 @@ func NewGenesis(s Situation, voters int) *Genesis {
 		})
 	}
 	return g
+}
+
+// DecodeGenesis reads a genesis as a proposer sends it (JSON). Whether it is one for
+// the store that gets it is said by Store.Prepare.
+func DecodeGenesis(b []byte) (*Genesis, error) {
+	g := &Genesis{}
+	if err := unmarshal(b, g); err != nil {
+		return nil, fmt.Errorf("genesis: %w", err)
+	}
+	return g, nil
+}
+
+// unmarshal decodes JSON that is not crowded.
+func unmarshal(b []byte, v any) error {
+	if err := jsonbound.Check(b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
 }
 
 // boot returns the boot of the proposer's store in which g was made.

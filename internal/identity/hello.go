@@ -47,7 +47,7 @@ func (h Hello) Encode() ([]byte, error) {
 // DecodeHello reads what Encode wrote.
 func DecodeHello(b []byte) (Hello, error) {
 	var h Hello
-	if err := json.Unmarshal(b, &h); err != nil {
+	if err := unmarshal(b, &h); err != nil {
 		return h, fmt.Errorf("hello: %w", err)
 	}
 	if err := format.Check(h.Version, helloVersion); err != nil {

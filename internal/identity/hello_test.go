@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 )
 
@@ -75,6 +76,7 @@ func FuzzDecodeHello(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		h, err := DecodeHello(b)
 		if err != nil {
 			return

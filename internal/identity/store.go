@@ -188,7 +188,7 @@ func decode(b []byte) (*content, error) {
 		return nil, fmt.Errorf("byte %d: checksum %08x, want %08x", len(head)+1, got, sum)
 	}
 	c := &content{}
-	if err := json.Unmarshal(body, c); err != nil {
+	if err := unmarshal(body, c); err != nil {
 		return nil, err
 	}
 	if err := c.check(); err != nil {

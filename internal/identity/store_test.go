@@ -1,7 +1,11 @@
 package identity
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/vfs"
@@ -323,9 +328,16 @@ func FuzzDecodeStore(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b)
+		_, body, _ := bytes.Cut(b, []byte("\n"))
+		f.Add(b, false)
+		f.Add(body, true)
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte, honest bool) {
+		defer alloctest.Bound(t, len(b))()
+		if honest { // the checksum would hide everything behind it
+			body := bytes.TrimSuffix(b, []byte("\n"))
+			b = fmt.Appendf(nil, "chronik-store 1 %08x\n%s\n", crc32.Checksum(body, castagnoli), body)
+		}
 		c, err := decode(b)
 		if err != nil {
 			return
@@ -336,6 +348,30 @@ func FuzzDecodeStore(f *testing.F) {
 		}
 		if _, err := decode(again); err != nil {
 			t.Fatalf("%s does not decode again: %v", again, err)
+		}
+	})
+}
+
+func FuzzDecodeGenesis(f *testing.F) {
+	for _, g := range []*Genesis{genesisOf(1, ident.StoreID{1}), genesisOf(1, ident.StoreID{1}, ident.StoreID{2}, ident.StoreID{3}), {}} {
+		b, err := json.Marshal(g)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
+		g, err := DecodeGenesis(b)
+		if err != nil || g.check(1, ident.StoreID{1}) != nil {
+			return
+		}
+		again, err := json.Marshal(g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same, err := DecodeGenesis(again); err != nil || !same.Equal(g) {
+			t.Fatalf("%s becomes %+v, %v", again, same, err)
 		}
 	})
 }

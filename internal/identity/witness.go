@@ -106,7 +106,7 @@ func (w *Witness) Encode() []byte {
 // Decode replaces everything by what Encode wrote.
 func (w *Witness) Decode(b []byte) error {
 	var all []Sighting
-	if err := json.Unmarshal(b, &all); err != nil {
+	if err := unmarshal(b, &all); err != nil {
 		return fmt.Errorf("sightings: %w", err)
 	}
 	if len(all) > maxSightings {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 )
 
@@ -63,6 +64,7 @@ func TestWitnessConcurrent(t *testing.T) {
 func FuzzDecodeWitness(f *testing.F) {
 	f.Add([]byte(`[{"store":"01000000000000000000000000000000","boot":1,"run":2,"lsn":3}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		w := NewWitness()
 		if w.Decode(b) != nil {
 			return

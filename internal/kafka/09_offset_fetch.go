@@ -40,9 +40,11 @@ func offsetFetch(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.Off
 	if got.ErrorCode != 0 && req.Version < 2 {
 		got.Topics = failedOffsets(&one, got.ErrorCode) // no other place for it yet
 	}
+	resp.Topics = make([]kmsg.OffsetFetchResponseTopic, 0, len(got.Topics))
 	for i := range got.Topics {
 		t := kmsg.NewOffsetFetchResponseTopic()
 		t.Topic = got.Topics[i].Topic
+		t.Partitions = make([]kmsg.OffsetFetchResponseTopicPartition, 0, len(got.Topics[i].Partitions))
 		for _, p := range got.Topics[i].Partitions {
 			wp := kmsg.NewOffsetFetchResponseTopicPartition()
 			wp.Partition, wp.Offset, wp.LeaderEpoch, wp.Metadata, wp.ErrorCode = p.Partition, p.Offset, p.LeaderEpoch, p.Metadata, p.ErrorCode
@@ -65,6 +67,7 @@ func failedOffsets(req *kmsg.OffsetFetchRequestGroup, code int16) []kmsg.OffsetF
 func failedTopic(req *kmsg.OffsetFetchRequestGroupTopic, code int16) kmsg.OffsetFetchResponseGroupTopic {
 	t := kmsg.NewOffsetFetchResponseGroupTopic()
 	t.Topic, t.TopicID = req.Topic, req.TopicID
+	t.Partitions = make([]kmsg.OffsetFetchResponseGroupTopicPartition, 0, len(req.Partitions))
 	for _, n := range req.Partitions {
 		p := kmsg.NewOffsetFetchResponseGroupTopicPartition()
 		p.Partition, p.Offset, p.LeaderEpoch, p.Metadata, p.ErrorCode = n, -1, -1, new(string), code

@@ -22,6 +22,23 @@ import (
 // The response waits, as long as the client allows, until every partition has a
 // leader: a client that produces next finds one.
 
+// maxNewPartitions bounds what one request creates in all, as Kafka does: a command
+// must not be small on the wire and endless when every node applies it.
+const maxNewPartitions = 10_000
+
+// claimPartitions takes n of what is left of maxNewPartitions, for a topic that will
+// have total: more than a topic can have is refused by the command.
+func claimPartitions(left *int, n, total int) error {
+	if total > metadata.MaxPartitions {
+		return nil
+	}
+	if n > *left {
+		return failf(kerr.PolicyViolation, "one request creates at most %d partitions; ask for the others in further ones", maxNewPartitions)
+	}
+	*left -= max(0, n)
+	return nil
+}
+
 func newTopicID() metadata.TopicID {
 	var id metadata.TopicID
 	for {
@@ -39,7 +56,7 @@ func createTopics(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.Cr
 	cmd := &metadata.CreateTopics{Avoid: h.dead(h.cluster.Image())}
 	var slots []*kmsg.CreateTopicsResponseTopic // of cmd.Topics
 	resp.Topics = make([]kmsg.CreateTopicsResponseTopic, len(req.Topics))
-	times := countNames(req.Topics)
+	times, left := countNames(req.Topics), maxNewPartitions
 	for i := range req.Topics {
 		rt, wt := &req.Topics[i], &resp.Topics[i]
 		wt.Default()
@@ -50,6 +67,10 @@ func createTopics(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.Cr
 			err = failf(kerr.InvalidRequest, "the topic is named more than once")
 		} else {
 			nt, err = h.newTopic(rt)
+		}
+		if err == nil {
+			n := max(int(nt.Partitions), len(nt.Assignments))
+			err = claimPartitions(&left, n, n)
 		}
 		if err != nil {
 			h.createFailed(r.Key, wt, err)

@@ -23,7 +23,7 @@ func createPartitions(h *Handler, ctx context.Context, r *wire.Request, req *kms
 	cmd := &metadata.CreatePartitions{Avoid: h.dead(img)}
 	var slots []*kmsg.CreatePartitionsResponseTopic // of cmd.Topics
 	resp.Topics = make([]kmsg.CreatePartitionsResponseTopic, len(req.Topics))
-	times := map[string]int{}
+	times, left := map[string]int{}, maxNewPartitions
 	for i := range req.Topics {
 		times[req.Topics[i].Topic]++
 	}
@@ -31,9 +31,12 @@ func createPartitions(h *Handler, ctx context.Context, r *wire.Request, req *kms
 		rt, wt := &req.Topics[i], &resp.Topics[i]
 		wt.Default()
 		wt.Topic = rt.Topic
-		more, err := morePartitions(img, rt)
+		more, added, err := morePartitions(img, rt)
 		if times[rt.Topic] > 1 {
 			err = failf(kerr.InvalidRequest, "the topic is named more than once")
+		}
+		if err == nil {
+			err = claimPartitions(&left, added, int(rt.Count))
 		}
 		if err != nil {
 			wt.ErrorCode, wt.ErrorMessage = h.code(r.Key, err), message(err)
@@ -48,20 +51,20 @@ func createPartitions(h *Handler, ctx context.Context, r *wire.Request, req *kms
 	return resp
 }
 
-func morePartitions(img *metadata.Image, rt *kmsg.CreatePartitionsRequestTopic) (metadata.MorePartitions, error) {
-	more := metadata.MorePartitions{Name: rt.Topic, Count: rt.Count}
+func morePartitions(img *metadata.Image, rt *kmsg.CreatePartitionsRequestTopic) (more metadata.MorePartitions, added int, err error) {
+	more = metadata.MorePartitions{Name: rt.Topic, Count: rt.Count}
 	t, err := findTopic(img, rt.Topic, metadata.TopicID{}, false)
 	if err != nil {
-		return more, err
+		return more, 0, err
 	}
-	added := int(rt.Count) - len(t.Partitions)
+	added = int(rt.Count) - len(t.Partitions)
 	if len(rt.Assignment) > 0 && len(rt.Assignment) != added {
-		return more, failf(kerr.InvalidReplicaAssignment, "replicas of %d partitions are given for %d new ones", len(rt.Assignment), added)
+		return more, 0, failf(kerr.InvalidReplicaAssignment, "replicas of %d partitions are given for %d new ones", len(rt.Assignment), added)
 	}
 	for i := range rt.Assignment {
 		more.Assignments = append(more.Assignments, toNodes(rt.Assignment[i].Replicas))
 	}
-	return more, nil
+	return more, added, nil
 }
 
 func (h *Handler) submitPartitions(ctx context.Context, key int16, cmd *metadata.CreatePartitions, dry bool, slots []*kmsg.CreatePartitionsResponseTopic) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/wire"
 )
 
@@ -26,6 +27,7 @@ func FuzzServe(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, key, version int16, body []byte) {
+		defer alloctest.Bound(t, len(body))()
 		a := lookup(key)
 		if a == nil || version < a.min || version > a.max {
 			return

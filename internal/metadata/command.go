@@ -8,6 +8,7 @@ import (
 
 	"chronik/internal/format"
 	"chronik/internal/ident"
+	"chronik/internal/jsonbound"
 )
 
 // MaxCommandBytes bounds an encoded command.
@@ -325,8 +326,11 @@ func encodeTagged(kind string, v any) ([]byte, error) {
 	return json.Marshal(envelope{Kind: kind, Body: body})
 }
 
-// strictJSON decodes exactly one value without unknown fields.
+// strictJSON decodes exactly one value that is not crowded and has no unknown fields.
 func strictJSON(data []byte, v any) error {
+	if err := jsonbound.Check(data); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 )
 
@@ -147,6 +148,7 @@ func FuzzLeadersMerge(f *testing.F) {
 	f.Add(l.Snapshot())
 	f.Add([]byte{1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		l := NewLeaders(1)
 		l.Set(7, 3, true)
 		if err := l.Merge(2, b); err != nil && !errors.Is(err, ErrLeaderFrame) {

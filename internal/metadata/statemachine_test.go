@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
@@ -333,6 +334,7 @@ func FuzzReadImage(f *testing.F) {
 	f.Add(encoded(f, m.img()))
 	f.Add(encoded(f, emptyImage()))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		img, err := ReadImage(bytes.NewReader(b))
 		if err != nil {
 			return
@@ -367,6 +369,7 @@ func FuzzDecodeCommand(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		c, err := Decode(b)
 		if err != nil {
 			if !errors.Is(err, ErrBadCommand) && !errors.Is(err, format.ErrNewer) {

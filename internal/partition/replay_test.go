@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"pgregory.net/rapid"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 	"chronik/internal/vfs"
@@ -307,6 +308,7 @@ func FuzzBlob(f *testing.F) {
 	f.Add(blob)
 	f.Add([]byte{blobVersion})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		st, err := decodeState(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
@@ -328,6 +330,7 @@ func FuzzApply(f *testing.F) {
 	f.Add(configEntry(3, Config{SegmentBytes: 100}))
 	f.Add(startEntry(3, 0))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		defer alloctest.Bound(t, len(data))()
 		p := newPeer(t)
 		defer func() { _ = p.sm.Close() }()
 		for range 2 {

@@ -9,6 +9,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/snapshot"
 )
@@ -100,6 +101,7 @@ func FuzzDecodeFrame(f *testing.F) {
 	f.Add(frame)
 	f.Add(frame[:frameHeader])
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		_, err := decodeFrame(b, func(it item) {
 			switch it.kind {
 			case itemMessage:
@@ -128,6 +130,7 @@ func FuzzDecodeFrame(f *testing.F) {
 func FuzzDecodeMembers(f *testing.F) {
 	f.Add(encodeConfContext(confContext{generation: 3, added: members(3), demoted: []ident.ReplicaID{4}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		c, err := decodeConfContext(b)
 		if err != nil {
 			return

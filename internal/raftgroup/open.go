@@ -12,6 +12,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/jsonbound"
 	"chronik/internal/raftlog"
 	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
@@ -50,7 +51,11 @@ func (s Spec) creation() (raftlog.Creation, error) {
 // specOf decodes a creation.
 func specOf(c raftlog.Creation) (Spec, error) {
 	var s Spec
-	if err := json.Unmarshal(c.Info, &s); err != nil {
+	err := jsonbound.Check(c.Info)
+	if err == nil {
+		err = json.Unmarshal(c.Info, &s)
+	}
+	if err != nil {
 		return s, fmt.Errorf("%w: creation of replica %d: %w", ErrCorrupt, c.Replica, err)
 	}
 	if s.Group != c.Group || s.Replica != c.Replica || len(s.Members) > maxSpecMembers {

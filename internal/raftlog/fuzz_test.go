@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/vfs"
 )
@@ -106,6 +107,7 @@ func FuzzDecodeFrame(f *testing.F) {
 		f.Add(appendFrame(nil, &fr, fuzzEpoch), false)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, honest bool) {
+		defer alloctest.Bound(t, len(b))()
 		b = slices.Clone(b)
 		if honest {
 			resum(b)
@@ -144,6 +146,7 @@ func FuzzDecodeFooter(f *testing.F) {
 	f.Add(w.buf, uint16(end))
 	f.Add([]byte{}, uint16(dataOffset))
 	f.Fuzz(func(t *testing.T, b []byte, end uint16) {
+		defer alloctest.Bound(t, len(b))()
 		var w footer
 		w.reset()
 		read := false
@@ -226,6 +229,7 @@ func FuzzOpenFile(f *testing.F) {
 		f.Add(b, uint16(0), uint64(0), uint16(len(b)-90))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, at uint16, flip uint64, length uint16) {
+		defer alloctest.Bound(t, len(b))()
 		b = slices.Clone(b[:min(len(b), int(length))])
 		if int(at)+8 <= len(b) {
 			be.PutUint64(b[at:], be.Uint64(b[at:])^flip)

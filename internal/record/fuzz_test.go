@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+
+	"github.com/klauspost/compress/s2"
+
+	"chronik/internal/alloctest"
 )
 
 func seeds(f *testing.F) {
@@ -28,6 +32,7 @@ func documented(err error) bool {
 func FuzzParseBatch(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		h, n, err := ParseBatch(b)
 		if err != nil {
 			if !documented(err) {
@@ -49,6 +54,7 @@ func FuzzParseBatch(f *testing.F) {
 func FuzzForEach(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		h, err := Header(b)
 		if err != nil || h.Size() > len(b) {
 			if err := ForEach(b, func(Record) error { return nil }); len(b) > 0 && err == nil {
@@ -87,6 +93,7 @@ func FuzzUpConvert(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, set []byte) {
+		defer alloctest.Bound(t, len(set))()
 		// Mutations seldom hit the checksum: repair the first message's.
 		if len(set) >= setEntry+4 {
 			if size := be32(set, setSizeAt); size >= 4 && int(size) <= len(set)-setEntry {
@@ -105,6 +112,41 @@ func FuzzUpConvert(f *testing.F) {
 		}
 		if _, err := DownConvert(nil, b, 1); err != nil {
 			t.Fatalf("down again: %v", err)
+		}
+	})
+}
+
+// FuzzDecompress takes bytes for a stream of each codec: an error of the package,
+// or no more than the limit, the same in one piece and in many.
+func FuzzDecompress(f *testing.F) {
+	text := bytes.Repeat([]byte("some text, some more text. "), 40)
+	for _, c := range codecs {
+		b, err := Compress(nil, text, c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(int8(c), b, uint32(1<<20))
+		f.Add(int8(c), b, uint32(100))
+		f.Add(int8(c), b[:len(b)/2], uint32(1<<20))
+		f.Add(int8(c), append(bytes.Clone(b), b...), uint32(1<<20))
+	}
+	f.Add(int8(Snappy), s2.EncodeSnappy(nil, text), uint32(1<<20))
+	f.Fuzz(func(t *testing.T, codec int8, b []byte, limit uint32) {
+		defer alloctest.Bound(t, len(b))()
+		bound := int(limit % (8 << 20))
+		out, err := Decompress(nil, b, Codec(codec), bound)
+		if err != nil {
+			if !documented(err) {
+				t.Fatalf("undocumented error: %v", err)
+			}
+			return
+		}
+		if len(out) > bound {
+			t.Fatalf("%d bytes, the limit is %d", len(out), bound)
+		}
+		again, err := Decompress([]byte("before"), b, Codec(codec), len(out))
+		if err != nil || !bytes.Equal(again[6:], out) {
+			t.Fatalf("%d bytes the first time, then %d, %v", len(out), len(again)-6, err)
 		}
 	})
 }

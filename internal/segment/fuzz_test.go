@@ -7,6 +7,7 @@ import (
 	"math"
 	"testing"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/record"
 	"chronik/internal/vfs"
 )
@@ -20,6 +21,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add(content(f, o, idxName(FileName(0))))
 	f.Add([]byte(idxMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		if len(b) < idxCRCSize {
 			return
 		}
@@ -44,6 +46,7 @@ func FuzzSegment(f *testing.F) {
 	f.Add(content(f, o, FileName(0))[:2000], int64(20))
 	f.Add([]byte{}, int64(1))
 	f.Fuzz(func(t *testing.T, b []byte, next int64) {
+		defer alloctest.Bound(t, len(b))()
 		fs := vfs.NewCrashableMem()
 		if err := vfs.WriteFileSync(fs, FileName(0), b, vfs.CategorySegment); err != nil {
 			t.Fatal(err)

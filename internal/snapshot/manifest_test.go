@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/vfs"
 )
 
@@ -138,6 +139,7 @@ func FuzzDecodeManifest(f *testing.F) {
 	f.Add(manifestOf(mfile(CheckpointName, 300), mfile("b", ChunkBytes+1)).Append(nil))
 	f.Add(manifestOf(mfile(CheckpointName, 0)).Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		m, err := DecodeManifest(b)
 		if err != nil {
 			return
@@ -155,6 +157,7 @@ func FuzzDecodeHeader(f *testing.F) {
 	f.Add(appendHeader(nil, &c, Zstd))
 	f.Add(appendHeader(nil, &Checkpoint{}, None))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		if len(b) >= headMinBytes { // the CRC would hide everything behind it
 			be := binary.BigEndian
 			be.PutUint32(b[12:], uint32(len(b)))
@@ -178,6 +181,7 @@ func FuzzDecodeHeader(f *testing.F) {
 func FuzzDecodeFooter(f *testing.F) {
 	f.Add(appendFooter(nil, footer{5, 9, 1}, 77), uint32(77), int64(5))
 	f.Fuzz(func(t *testing.T, b []byte, headCRC uint32, room int64) {
+		defer alloctest.Bound(t, len(b))()
 		if len(b) == footBytes {
 			binary.BigEndian.PutUint32(b[footBytes-4:], footerCRC(b[:footBytes-4], headCRC))
 		}
@@ -193,6 +197,7 @@ func FuzzDecodeProtocol(f *testing.F) {
 	f.Add(Offer{Group: 1, Sources: []OfferSource{{1, 2}}}.Append(nil))
 	f.Add(manifestPage{total: 5, data: []byte("hello")}.encode()[1:])
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		if r, err := decodeRequest(b); err == nil && !bytes.Equal(r.encode(), b) {
 			t.Fatalf("request %x", b)
 		}
@@ -211,6 +216,7 @@ func FuzzReadCheckpoint(f *testing.F) {
 		f.Add(fileOf(codec, []byte("some blob, some blob, some blob")))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		fs := vfs.NewCrashableMem()
 		noErr(t, vfs.MkdirAllSync(fs, "/d"))
 		noErr(t, vfs.WriteFileSync(fs, "/d/checkpoint", b, vfs.CategorySnapshot))

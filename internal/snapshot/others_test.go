@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 	"chronik/internal/vfs"
 )
@@ -405,6 +406,7 @@ func FuzzDecodeOpen(f *testing.F) {
 	f.Add(openRequest{group: 1, index: 2, node: 3}.encode())
 	f.Add(openedPin{pin: 1, index: 2, files: []DataFile{{"a", 1}}}.encode()[1:])
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		if r, err := decodeOpenRequest(b); err == nil && !bytes.Equal(r.encode(), b) {
 			t.Fatalf("request %x", b)
 		}

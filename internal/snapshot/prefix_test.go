@@ -16,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/ident"
 )
 
@@ -363,6 +364,7 @@ func FuzzDecodePrefixRequest(f *testing.F) {
 	f.Add(prefixRequest{pin: 1, chunk: 2, name: "a.log", lengths: []int{3, 4}}.encode())
 	f.Add(prefixRequest{pin: 1, name: "a", lengths: []int{ChunkBytes}}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		r, err := decodePrefixRequest(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc/mem"
 	"pgregory.net/rapid"
+
+	"chronik/internal/alloctest"
 )
 
 func frames(t *testing.T, m mem.BufferSlice) []string {
@@ -95,6 +97,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 'x', 0, 0, 0, 0}, 3)
 	f.Add([]byte{255, 255, 255, 255}, 1)
 	f.Fuzz(func(t *testing.T, b []byte, cut int) {
+		defer alloctest.Bound(t, len(b))()
 		if cut < 0 || cut > len(b) {
 			cut = 0
 		}
@@ -110,6 +113,7 @@ func FuzzUnpack(f *testing.F) {
 func FuzzPreamble(f *testing.F) {
 	f.Add(preamble{version: protocolVersion, class: Append, from: 1, to: 2, hello: []byte("hi")}.encode().Materialize())
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		p, err := decodePreamble(b)
 		if err == nil && !bytes.Equal(p.encode().Materialize(), b) {
 			t.Fatalf("%x decodes to %+v and back to something else", b, p)
@@ -120,6 +124,7 @@ func FuzzPreamble(f *testing.F) {
 func FuzzSplitCall(f *testing.F) {
 	f.Add(append([]byte{255}, make([]byte, 255)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		method, req, ok := splitCall(b)
 		if ok && 1+len(method)+len(req) != len(b) {
 			t.Fatalf("%x: method %q and %d bytes", b, method, len(req))

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/alloctest"
 )
 
 // populate fills v with random content; depth bounds nothing but its size.
@@ -201,6 +203,7 @@ func FuzzBody(f *testing.F) {
 		f.Add(req.Key(), v, req.AppendTo(nil))
 	})
 	f.Fuzz(func(t *testing.T, key, version int16, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		req := kmsg.RequestForKey(key)
 		if req == nil || version < 0 || version > req.MaxVersion() {
 			return

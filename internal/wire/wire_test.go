@@ -18,6 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
+
+	"chronik/internal/alloctest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -677,6 +679,7 @@ func FuzzConn(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1"))
 	f.Add([]byte{0, 0, 0, 14, 0, 18, 0, 99, 0, 0, 0, 7, 0xff, 0xff, 1, 2, 3, 4})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer alloctest.Bound(t, len(b))()
 		q := NewQuota(1 << 20)
 		s := NewServer(Options{
 			MaxFrame: 1 << 16, Memory: q, Logger: slog.New(slog.DiscardHandler),

@@ -228,3 +228,17 @@ func TestFetchSyncsWhatItLinks(t *testing.T) {
 	}
 	g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), GenDir(sinkDir, 2))
 }
+
+// A transfer that was killed may have left a part file with every byte in it, all of
+// them in the page cache alone.
+func TestFetchSyncsWhatAKilledOneWrote(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 1000)}, "0.log")
+	mkdirs(t, g.fs, StagingDir(sinkDir, 2))
+	f := must(g.fs.Create(StagingDir(sinkDir, 2)+"/0.log"+partSuffix, vfs.CategorySnapshot))
+	must(f.Write(noise(1, 1000)))
+	noErr(t, f.Close())
+	if got := must(g.fetch()); got.BytesReused != 1000 {
+		t.Fatalf("%+v", got)
+	}
+	g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), GenDir(sinkDir, 2))
+}

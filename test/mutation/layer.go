@@ -75,7 +75,8 @@ func (l *goTests) run(ctx context.Context, dir string, m *mutation, again []stri
 	if len(again) > 0 {
 		pkgs, pattern = narrow(again)
 	}
-	args := []string{"test", "-json", "-count=1", "-timeout", l.limit.String()}
+	// Paths are trimmed so that the next run, in another copy, finds what is built.
+	args := []string{"test", "-json", "-trimpath", "-vet=off", "-count=1", "-timeout", l.limit.String()}
 	if l.quick && m != nil {
 		args = append(args, "-failfast")
 	}

@@ -60,7 +60,10 @@ type goTests struct {
 	all     []string
 	pattern string // -run
 	env     []string
-	limit   time.Duration
+	// limit is for each package without a mutation. With one it is ten times what the
+	// slowest of them took then, a minute at least.
+	limit  time.Duration
+	normal map[string]time.Duration // by import path
 	// quick ends a run at the first test that fails.
 	quick bool
 }
@@ -76,7 +79,7 @@ func (l *goTests) run(ctx context.Context, dir string, m *mutation, again []stri
 		pkgs, pattern = narrow(again)
 	}
 	// Paths are trimmed so that the next run, in another copy, finds what is built.
-	args := []string{"test", "-json", "-trimpath", "-vet=off", "-count=1", "-timeout", l.limit.String()}
+	args := []string{"test", "-json", "-trimpath", "-vet=off", "-count=1", "-timeout", l.limitFor(m, pkgs).String()}
 	if l.quick && m != nil {
 		args = append(args, "-failfast")
 	}
@@ -85,7 +88,37 @@ func (l *goTests) run(ctx context.Context, dir string, m *mutation, again []stri
 	}
 	// The go command's own limit is for each package; ours is behind all of them.
 	wait := time.Duration(len(pkgs)+1)*l.limit + time.Minute
-	return judgeTests(command(ctx, dir, wait, l.env, "go", append(args, pkgs...)...))
+	r := command(ctx, dir, wait, l.env, "go", append(args, pkgs...)...)
+	if m == nil {
+		l.normal = packageTimes(r.out)
+	}
+	return judgeTests(r)
+}
+
+// limitFor is how long a package's tests may take.
+func (l *goTests) limitFor(m *mutation, pkgs []string) time.Duration {
+	if m == nil {
+		return l.limit
+	}
+	var slowest time.Duration
+	for path, took := range l.normal {
+		if slices.ContainsFunc(pkgs, func(p string) bool { return strings.HasSuffix(path, strings.TrimPrefix(p, ".")) }) {
+			slowest = max(slowest, took)
+		}
+	}
+	return min(max(10*slowest, time.Minute), l.limit)
+}
+
+// packageTimes reads how long each package's tests took.
+func packageTimes(out []byte) map[string]time.Duration {
+	times := map[string]time.Duration{}
+	for line := range bytes.Lines(out) {
+		var e testEvent
+		if json.Unmarshal(line, &e) == nil && e.Action == "pass" && e.Test == "" {
+			times[e.Package] = time.Duration(e.Elapsed * float64(time.Second))
+		}
+	}
+	return times
 }
 
 // narrow makes of failed tests the packages and the pattern that run them and no others. A package that
@@ -135,7 +168,8 @@ func command(ctx context.Context, dir string, limit time.Duration, env []string,
 
 // testEvent is a line of 'go test -json'.
 type testEvent struct {
-	Action, Package, Test, Output, ImportPath string
+	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
 }
 
 // judgeTests reads what 'go test -json' said.

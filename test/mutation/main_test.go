@@ -205,9 +205,10 @@ func TestGoTests(t *testing.T) {
 	}
 	l := &goTests{title: "packages", of: func(*mutation) []string { return []string{"./..."} }, all: []string{"./..."}, limit: 3 * time.Second}
 	tr := &tester{dir: dir, layers: []layer{l}, say: t.Logf, keep: func(result) error { return nil }}
-	if err := tr.baseline(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := tr.baseline(t.Context()); err != nil || l.normal["chronik"] == 0 {
+		t.Fatal(err, l.normal)
 	}
+	l.normal = nil
 	for _, tt := range []struct {
 		after string
 		want  verdict
@@ -226,6 +227,28 @@ func TestGoTests(t *testing.T) {
 		}
 		if rs[0].verdict != tt.want || rs[0].verdict.isCaught() && rs[0].by != "chronik: TestOne" {
 			t.Errorf("%q: %s by %q; want %s", tt.after, rs[0].verdict, rs[0].by, tt.want)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	l := &goTests{limit: time.Hour, normal: packageTimes([]byte(`{"Action":"pass","Package":"chronik/internal/a","Test":"TestA","Elapsed":900}
+no JSON
+{"Action":"pass","Package":"chronik/internal/a","Elapsed":12.5}
+{"Action":"pass","Package":"chronik/internal/b","Elapsed":1}
+`))}
+	for _, tt := range []struct {
+		m    *mutation
+		pkgs []string
+		want time.Duration
+	}{
+		{nil, []string{"./internal/a"}, time.Hour},
+		{&mutation{}, []string{"./internal/b", "./internal/a"}, 125 * time.Second},
+		{&mutation{}, []string{"chronik/internal/a"}, 125 * time.Second},
+		{&mutation{}, []string{"./internal/b"}, time.Minute},
+	} {
+		if got := l.limitFor(tt.m, tt.pkgs); got != tt.want {
+			t.Errorf("%v: %v, want %v", tt.pkgs, got, tt.want)
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -239,8 +238,8 @@ func judgeTests(r ran) outcome {
 	return o
 }
 
-// simulation is the layer of seeds: one command, which prints FAIL and the seed and
-// exits with 1 when an invariant does not hold.
+// simulation is the layer of seeds: one command, which says which seed violates
+// which check and does not exit with 0 then.
 type simulation struct {
 	args  []string
 	limit time.Duration
@@ -252,35 +251,32 @@ func (l *simulation) run(ctx context.Context, dir string, _ *mutation, _ []strin
 	return judgeSeeds(command(ctx, dir, l.limit, nil, l.args[0], l.args[1:]...))
 }
 
-// What the simulation prints: a line for each seed that is done, and one for a failure.
+// What the simulation prints of a seed that does not hold, and at the end.
 var (
-	seedDone   = regexp.MustCompile(`(?m)^(?:ok|seed)\s+(?:seed[= ])?(\d+)`)
-	seedFailed = regexp.MustCompile(`(?m)^.*FAIL.*$`)
-	seedsTotal = regexp.MustCompile(`(\d+) seeds`)
+	violation = regexp.MustCompile(`(?m)^sim: seed (\d+): VIOLATION of ([^:\n]+)`)
+	seedsDone = regexp.MustCompile(`(?m)^sim: seeds \d+ to \d+: (\d+) seeds`)
 )
 
-// judgeSeeds reads what the simulation said. It is the only place that knows how.
+// judgeSeeds reads what the simulation said. It is the only place that knows how. A
+// sweep begins with seed 1 and stops at the first violation.
 func judgeSeeds(r ran) outcome {
 	o := outcome{took: r.took, output: string(r.out)}
-	fail := seedFailed.FindIndex(r.out)
-	o.seeds = len(seedDone.FindAll(r.out, -1))
-	if fail != nil {
-		o.seeds = len(seedDone.FindAll(r.out[:fail[0]], -1)) + 1
-		o.failed = []string{strings.TrimSpace(string(r.out[fail[0]:fail[1]]))}
+	if m := seedsDone.FindSubmatch(r.out); m != nil {
+		o.seeds, _ = strconv.Atoi(string(m[1])) // digits; too many of them are 0
 	}
-	if m := seedsTotal.FindSubmatch(r.out); m != nil && o.seeds <= 1 {
-		if n, err := strconv.Atoi(string(m[1])); err == nil {
-			o.seeds = max(o.seeds, n)
+	lowest := 0
+	for _, m := range violation.FindAllSubmatch(r.out, -1) {
+		if seed, err := strconv.Atoi(string(m[1])); err == nil && (lowest == 0 || seed < lowest) {
+			lowest, o.failed = seed, []string{string(m[2])}
 		}
 	}
-	var exit *exec.ExitError
 	switch {
 	case r.cut:
 		o.state = cut
-	case r.err == nil:
+	case r.err == nil && o.seeds > 0 && lowest == 0:
 		o.state = green
-	case errors.As(r.err, &exit) && fail != nil:
-		o.state = red
+	case r.err != nil && lowest > 0:
+		o.state, o.seeds = red, lowest
 	default: // it did not come as far as a verdict
 		o.state = unbuilt
 		o.output = fmt.Sprintf("%v\n%s", r.err, o.output)

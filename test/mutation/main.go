@@ -47,7 +47,7 @@ func main() {
 	only := flag.String("only", "", "numbers of mutations, with commas; empty: all")
 	layers := flag.String("layers", strings.Join(layerNames, ","), "layers to ask, with commas")
 	flag.IntVar(&o.seeds, "seeds", 50, "seeds for the simulation")
-	flag.StringVar(&o.sim, "sim", "make sim N={seeds}", "the simulation's command")
+	flag.StringVar(&o.sim, "sim", "go run ./test/sim -n {seeds} -minimise 0 -check 0", "the simulation's command")
 	flag.DurationVar(&o.limit, "limit", 5*time.Minute, "time limit of a package's tests, twice that for crash and chaos")
 	flag.BoolVar(&o.noDocs, "no-docs", false, "leave the document alone")
 	flag.Parse()

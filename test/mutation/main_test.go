@@ -279,7 +279,7 @@ func TestResultsAndTable(t *testing.T) {
 	}
 	for _, r := range []result{
 		{nr: "02", name: "o", sum: n.sum, layer: "packages", verdict: survived, seconds: 2, commit: "x"},
-		{nr: "01", name: "n", sum: m.sum, layer: "sim", verdict: caught, seeds: 7, by: "FAIL seed 7: a\tb", commit: "x"},
+		{nr: "01", name: "n", sum: m.sum, layer: "sim", verdict: caught, seeds: 7, by: "high-\twatermark", commit: "x"},
 		{nr: "01", name: "n", sum: m.sum, layer: "packages", verdict: survived, commit: "x"},
 		{nr: "01", name: "n", sum: m.sum, layer: "packages", verdict: caught, by: "./internal/a: TestA", seconds: 1.5, commit: "y"},
 	} {
@@ -289,11 +289,11 @@ func TestResultsAndTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := readResults(name)
-	if rs[1].by = "FAIL seed 7: a b"; err != nil || !slices.Equal(got, rs) || got[0].layer != "packages" || got[0].commit != "y" {
+	if rs[1].by = "high- watermark"; err != nil || !slices.Equal(got, rs) || got[0].layer != "packages" || got[0].commit != "y" {
 		t.Fatalf("%+v, %v; wrote %+v", got, err, rs)
 	}
 	text := table([]mutation{m, n}, got)
-	for _, want := range []string{"| 01 n: w | b | a: TestA, 2 s | seed 7: FAIL seed 7: a b |", "| 02 o: w | b | no |  |", "1 of 2 caught", "commit x, y"} {
+	for _, want := range []string{"| 01 n: w | b | a: TestA, 2 s | seed 7: high- watermark |", "| 02 o: w | b | no |  |", "1 of 2 caught", "commit x, y"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
@@ -311,17 +311,23 @@ func TestResultsAndTable(t *testing.T) {
 }
 
 func TestJudgeSeeds(t *testing.T) {
-	fail := command(t.Context(), ".", time.Minute, nil, "sh", "-c", "printf 'ok 1\nok 2\nFAIL seed 3: high watermark went back\n'; exit 1")
-	if o := judgeSeeds(fail); o.state != red || o.seeds != 3 || len(o.failed) != 1 || !strings.Contains(o.failed[0], "seed 3") {
+	sh := func(limit time.Duration, script string) outcome {
+		return judgeSeeds(command(t.Context(), ".", limit, nil, "sh", "-c", script))
+	}
+	total := "echo 'sim: seeds 1 to 9: 9 seeds, 100 events, virtual time 1s'; "
+	bad := total + "echo 'sim: seed 7: VIOLATION of order: record 3'; echo 'sim: seed 5: VIOLATION of high-watermark: 8 after 9'; exit 1"
+	if o := sh(time.Minute, bad); o.state != red || o.seeds != 5 || !slices.Equal(o.failed, []string{"high-watermark"}) {
 		t.Errorf("%+v", o)
 	}
-	if o := judgeSeeds(command(t.Context(), ".", time.Minute, nil, "sh", "-c", "printf 'ok 1\nok 2\n'")); o.state != green || o.seeds != 2 {
+	if o := sh(time.Minute, total); o.state != green || o.seeds != 9 || len(o.failed) > 0 {
 		t.Errorf("%+v", o)
 	}
-	if o := judgeSeeds(command(t.Context(), ".", time.Minute, nil, "sh", "-c", "echo no such thing; exit 1")); o.state != unbuilt {
-		t.Errorf("%+v", o)
+	for _, script := range []string{"echo no such thing; exit 1", "true", total + "exit 2", "echo 'sim: seed 1: VIOLATION of x: y'"} {
+		if o := sh(time.Minute, script); o.state != unbuilt {
+			t.Errorf("%s: %+v", script, o)
+		}
 	}
-	if o := judgeSeeds(command(t.Context(), ".", 50*time.Millisecond, nil, "sh", "-c", "sleep 60 & wait")); o.state != cut || o.took > 30*time.Second {
+	if o := sh(50*time.Millisecond, "sleep 60 & wait"); o.state != cut || o.took > 30*time.Second {
 		t.Errorf("%+v", o)
 	}
 }

@@ -6,8 +6,10 @@ VERSITYGW := v1.8.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
-STEPS ?= 400
-N ?= 100
+STEPS ?= 200
+N ?= 1000
+LAYERS ?= packages,sim,crash,chaos
+SEEDS ?= 50
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
@@ -65,6 +67,9 @@ s3: ## the object store against a real S3 server program, versitygw (built into 
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
 	CHRONIK_S3_SERVER=$$bin/versitygw go test -count=1 -v ./test/s3
 
+mutation: ## break the code in each of the ways in test/mutation and see who notices (ONLY=07,12 LAYERS=packages SEEDS=50)
+	go run ./test/mutation -only '$(ONLY)' -layers '$(LAYERS)' -seeds '$(SEEDS)'
+
 demo-input: ## every line of GOROOT/src through a cluster while a node dies
 	CHRONIK_FULL=1 go test -count=1 -timeout 30m -v -run TestRealInput ./test/input
 
@@ -86,8 +91,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test long race fuzz e2e compat kill crash chaos s3 demo-input start-time ## everything
+full: lint test long race fuzz e2e compat kill crash sim chaos limits mutation s3 demo-input start-time ## everything
 
-full: lint test long race fuzz e2e compat kill chaos limits s3 demo-input start-time ## everything
-
-.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos sim sim-ci limits s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -299,6 +300,47 @@ func TestRule26ReadIndexWaitsForApply(t *testing.T) {
 		put := <-w
 		if i := <-done; put.err != nil || i < put.index {
 			t.Errorf("read at %d, written at %d: %v", i, put.index, put.err)
+		}
+	})
+}
+
+// Rule 26: a read that comes while the answer to another is on its way must not take
+// that answer, which may be older than a write that was acknowledged in between.
+func TestRule26ReadAsksForItself(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		c.create(3)
+		before := c.put("a", "1")
+		l, f := c.leader(), c.follower()
+		c.eventually("the follower has it", func() bool { return f.replica().Status().AppliedIndex >= before.index })
+		c.net.Drop(l.id, f.id, true) // the first answer is late, and so is the next write
+		type answer struct {
+			index ident.Index
+			err   error
+		}
+		read := func() chan answer {
+			ch := make(chan answer, 1)
+			f.replica().ReadIndex(time.Now().Add(10*time.Second), func(i ident.Index, err error) { ch <- answer{i, err} })
+			return ch
+		}
+		first := read()
+		time.Sleep(10 * time.Millisecond)
+		after := c.put("a", "2")
+		second := read()
+		time.Sleep(10 * time.Millisecond)
+		f.replica().postLocal(localEvent{fn: func(*outbox) {
+			rs := &f.replica().rs
+			from, to, term, index := rs.lead, uint64(f.replica().ID()), uint64(rs.hs.Term), uint64(before.index)
+			ctx := binary.LittleEndian.AppendUint64(nil, rs.reads.seq)
+			_ = rs.rn.Step(&pb.Message{
+				Type: pb.MsgReadIndexResp.Enum(), From: &from, To: &to, Term: &term, Index: &index, Entries: []*pb.Entry{{Data: ctx}},
+			})
+		}})
+		if a := <-first; a.err != nil || a.index != before.index {
+			t.Fatalf("the first read: %+v, written was %d", a, before.index)
+		}
+		c.net.Drop(l.id, f.id, false)
+		if a := <-second; a.err != nil || a.index < after.index || f.sm().Get("a") != "2" {
+			t.Fatalf("the second read: %+v and %q, written was %d", a, f.sm().Get("a"), after.index)
 		}
 	})
 }

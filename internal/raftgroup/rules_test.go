@@ -235,6 +235,10 @@ func TestRule22StaleGenerationIsRefused(t *testing.T) {
 		})
 		c.change(func(l *Replica, w Waiter) { l.ReplaceVoter(fresh, 11, 9, ProposeOptions{}, w) })
 		c.eventually("joint configuration left", func() bool { return len(c.leader().replica().Status().Members) == 3 })
+		// Leaving it is an entry without a generation: the group's stays.
+		c.refused(ErrStaleGeneration, func(l *Replica, w Waiter) {
+			l.ProposeConfChange(ConfChange{Generation: 8, Remove: []ident.ReplicaID{12}}, ProposeOptions{}, w)
+		})
 		// The same order once more would turn a voter into a learner.
 		c.refused(ErrStaleGeneration, func(l *Replica, w Waiter) { l.AddLearner(fresh, 9, ProposeOptions{}, w) })
 		// Meant as a demotion it is done.

@@ -354,6 +354,10 @@ func TestRule19ContradictionsAreDropped(t *testing.T) {
 			if r.admit(&item{from: 50, src: b}) {
 				t.Error("a replica id from another store was admitted")
 			}
+			// Its node with an emptied disk is another store, and so another replica.
+			if r.admit(&item{from: 50, src: &frameSource{node: 2, store: storeOf(2, 1)}}) {
+				t.Error("a replica id from its node's next store was admitted")
+			}
 			if r.admit(&item{from: 11, src: b}) {
 				t.Error("a member's id from another store was admitted")
 			}

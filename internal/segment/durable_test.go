@@ -300,3 +300,28 @@ func TestRoll(t *testing.T) {
 		})
 	}
 }
+
+// A checkpoint that was captured before a drop and published after it names what was
+// dropped: those files stay until the next one, though no pin is left.
+func TestUnlinkWaitsForTheNextCheckpoint(t *testing.T) {
+	o := memOptions()
+	o.SegmentBytes = 100
+	l := mustOpen(t, o)
+	for range 3 {
+		mustAppend(t, l, build(t, 1, 50, 1), 1)
+	}
+	pin := l.Capture()
+	if err := pin.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	l.DropBefore(2)
+	pin.Published()
+	o.Segments, o.StartOffset, o.NextOffset = pin.Files(), pin.StartOffset, pin.NextOffset
+	pin.Release()
+	closeLog(t, l)
+	l = mustOpen(t, o) // as a start would, from that checkpoint
+	defer closeLog(t, l)
+	if err := l.Verify(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -6,7 +6,10 @@ import (
 	"os"
 	"path"
 	"sync"
+	"syscall"
 	"testing"
+
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
@@ -227,4 +230,85 @@ func TestFetchSyncsWhatItLinks(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), GenDir(sinkDir, 2))
+}
+
+// A transfer that was killed may have left a part file with every byte in it, all of
+// them in the page cache alone.
+func TestFetchSyncsWhatAKilledOneWrote(t *testing.T) {
+	g := newRig(t, tree{"0.log": noise(1, 1000)}, "0.log")
+	mkdirs(t, g.fs, StagingDir(sinkDir, 2))
+	f := must(g.fs.Create(StagingDir(sinkDir, 2)+"/0.log"+partSuffix, vfs.CategorySnapshot))
+	must(f.Write(noise(1, 1000)))
+	noErr(t, f.Close())
+	if got := must(g.fetch()); got.BytesReused != 1000 {
+		t.Fatalf("%+v", got)
+	}
+	g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), GenDir(sinkDir, 2))
+}
+
+// A sync that failed is not tried again: the kernel takes the pages for written then.
+// The next Fetch writes the file anew.
+func TestFetchAfterAFailedSync(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		size int
+	}{{"at the end", 1000}, {"on the way", partSyncEvery + mib}} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := newRig(t, tree{"0.log": noise(1, tt.size)}, "0.log")
+			fs := &oneBadSync{FS: g.fs, target: StagingDir(sinkDir, 2) + "/0.log" + partSuffix}
+			g.recv = NewReceiver(ReceiverOptions{FS: fs, Parallel: 1})
+			_, err := g.fetch()
+			wantErr(t, err, syscall.EIO)
+			got := must(g.fetch())
+			g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), got.Dir)
+		})
+	}
+}
+
+// oneBadSync fails the first sync of one file, and then, as a kernel does, says yes
+// without doing anything until the file is made anew.
+type oneBadSync struct {
+	vfs.FS
+	target string
+	mu     sync.Mutex
+	failed bool
+	lost   bool
+}
+
+func (o *oneBadSync) OpenReadWrite(name string, cat vfs.WriteCategory, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.OpenReadWrite(name, cat, opts...)
+	if err != nil || name != o.target {
+		return f, err
+	}
+	return &badSyncFile{f, o}, nil
+}
+
+func (o *oneBadSync) Remove(name string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if name == o.target {
+		o.lost = false
+	}
+	return o.FS.Remove(name)
+}
+
+type badSyncFile struct {
+	vfs.File
+	o *oneBadSync
+}
+
+func (f *badSyncFile) Sync() error     { return f.try(f.File.Sync) }
+func (f *badSyncFile) SyncData() error { return f.try(f.File.SyncData) }
+
+func (f *badSyncFile) try(sync func() error) error {
+	f.o.mu.Lock()
+	defer f.o.mu.Unlock()
+	switch {
+	case !f.o.failed:
+		f.o.failed, f.o.lost = true, true
+		return syscall.EIO
+	case f.o.lost:
+		return nil
+	}
+	return sync()
 }

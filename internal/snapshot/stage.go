@@ -492,13 +492,20 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 	sf.unsynced.Store(0)
 	invariant.Point("snapshot.stage.part-sync")
 	if err := sf.f.SyncData(); err != nil {
-		return fmt.Errorf("sync %s%s: %w", sf.final, partSuffix, err)
+		return t.syncFailed(sf.final+partSuffix, err)
 	}
 	invariant.Point("snapshot.stage.part-synced")
 	if sf.named.Swap(true) {
 		return nil
 	}
 	return t.keepNames()
+}
+
+// syncFailed ends the transfer and removes the part file. What the kernel could not
+// write it may since take for written: the next Fetch would find every byte in the
+// page cache, and its sync would say yes.
+func (t *transfer) syncFailed(name string, err error) error {
+	return errors.Join(fmt.Errorf("sync %s: %w", name, err), removeIfThere(t.r.opt.FS, name))
 }
 
 // keepNames makes what is in staging findable after a power loss. A small snapshot
@@ -547,7 +554,7 @@ func (t *transfer) drop(sf *stagedFile, buf []byte) error {
 	sf.locals = nil
 	invariant.Point("snapshot.stage.sync")
 	if err := sf.f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", name, err)
+		return t.syncFailed(name, err)
 	}
 	invariant.Point("snapshot.stage.synced")
 	if err := t.readBack(sf, buf); err != nil {

@@ -100,6 +100,12 @@ type Options struct {
 	Nodes     int // 3 when 0
 	Threshold int // snapshot.threshold_entries
 	Set       []string
+	// Namespaces gives each node a network namespace: Cluster.Net cuts them. Needs root.
+	Namespaces bool
+	// Proxied puts a proxy between any two nodes: Cluster.Proxy disturbs them. Not with Namespaces.
+	Proxied bool
+	// DiskBytes gives each node a file system of that size: FillDisk. Needs root.
+	DiskBytes int64
 }
 
 // Cluster is a running 'chronik dev'.
@@ -109,6 +115,9 @@ type Cluster struct {
 	Exe  string
 	base int
 	cmd  *exec.Cmd
+	// Net and Proxy are there if Options asked for them.
+	Net   *Net
+	Proxy *Proxy
 }
 
 // machine is held while a test process runs processes of its own: 'go test ./...' runs
@@ -160,6 +169,10 @@ func Start(tb testing.TB, o Options) *Cluster {
 		o.Nodes = 3
 	}
 	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: Binary(tb), base: freeBase(tb, o.Nodes+1)} // one may join
+	if o.Namespaces || o.Proxied || o.DiskBytes > 0 {
+		c.startOwn(tb, o)
+		return c
+	}
 	args := []string{"dev", "--nodes", fmt.Sprint(o.Nodes), "--data-dir", c.Dir, "--base-port", fmt.Sprint(c.base)}
 	if o.Threshold > 0 {
 		args = append(args, "--snapshot-threshold", fmt.Sprint(o.Threshold))
@@ -380,13 +393,7 @@ func (c *Cluster) Join() Node {
 		}
 		n.Argv = append(n.Argv, arg)
 	}
-	b, err := json.Marshal(map[string][]Node{"nodes": append(nodes, n)})
-	if err != nil {
-		c.TB.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "dev.json"), b, 0o644); err != nil {
-		c.TB.Fatal(err)
-	}
+	c.save(append(nodes, n))
 	c.Restart(n.ID) // which makes it one of those that dev ends
 	c.Eventually(60*time.Second, "the new node serves", func() error { return c.Ready(n.ID) })
 	return c.Node(n.ID)

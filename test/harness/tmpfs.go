@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ const diskPrefix = "chronik-disk-"
 // DisksMissing tells why there can be no small disks here, nil if there can.
 func DisksMissing() error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("mounting a small disk needs root")
+		return errors.New("mounting a small disk needs root")
 	}
 	return nil
 }
@@ -77,9 +78,20 @@ func (c *Cluster) FillDisk(id int, left int64) {
 		c.TB.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if take := int64(st.Bavail)*st.Bsize - left; take > 0 {
-		if err := syscall.Fallocate(int(f.Fd()), 0, 0, take); err != nil {
-			c.TB.Logf("taking %d bytes of node %d's disk: %v", take, id, err) // the node was quicker: it is full
+	// The node writes meanwhile: what does not fit is tried by halves.
+	for at, take := int64(0), int64(st.Bavail)*st.Bsize-left; take >= st.Bsize; {
+		err := syscall.Fallocate(int(f.Fd()), 0, at, take)
+		switch {
+		case err == nil:
+			at += take
+			take = 0
+			if err := syscall.Statfs(disk, &st); err == nil {
+				take = int64(st.Bavail)*st.Bsize - left // what it gave up meanwhile
+			}
+		case errors.Is(err, syscall.ENOSPC):
+			take /= 2
+		case !errors.Is(err, syscall.EINTR):
+			c.TB.Fatal(err)
 		}
 	}
 }

@@ -6,9 +6,11 @@ VERSITYGW := v1.8.0
 RACE := ./internal/...
 FUZZTIME ?= 30s
 FUZZREST ?= 10s
+MINUTES ?= 10
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*
+LONG := $(LONG)|SlowLink|AsymmetricPartition|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,8 +47,17 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 	CHRONIK_ROUNDS=50 go test -count=1 -timeout 30m -run TestKillRounds -v ./test/kill
 	CHRONIK_ROUNDS=20 go test -count=1 -timeout 30m -run TestKillAll -v ./test/kill
 
-chaos: ## break loaded clusters in every way, 20 rounds each
-	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} go test -count=1 -timeout 90m -v ./test/chaos
+chaos: ## storms: every nemesis in random order for MINUTES; a line in the tally (root: also cuts in namespaces, full disks)
+	CHRONIK_TEST_TALLY=testdata/tally.jsonl CHRONIK_TEST_MINUTES=$(MINUTES) go test -count=1 -timeout 12h -v -run '^TestStorm$$' ./test/chaos
+
+chaos-short: ## the same for 80 seconds, without a line
+	CHRONIK_TEST_MINUTES=1.3 go test -count=1 -timeout 20m -v -run '^TestStorm$$' ./test/chaos
+
+chaos-tally: ## what all storms add up to
+	go test -count=1 -v -run '^TestTally$$' ./test/chaos
+
+chaos-rounds: ## each named chaos test, 20 rounds
+	CHRONIK_ROUNDS=$${CHRONIK_ROUNDS:-20} CHRONIK_TEST_LONG=1 go test -count=1 -timeout 180m -v -skip '^TestStorm$$' ./test/chaos
 
 s3: ## the object store against a real S3 server program, versitygw (built into a temporary directory)
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; GOBIN=$$bin go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) && \
@@ -75,4 +86,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos chaos-short chaos-tally chaos-rounds s3 demo-input start-time transfer bench bench-snapshot docs full

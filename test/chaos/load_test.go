@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -122,7 +123,9 @@ func (l *load) produce(ctx context.Context, p int) {
 		l.cl.Produce(context.Background(), &kgo.Record{Partition: int32(p), Value: l.value(p, n)}, func(r *kgo.Record, err error) {
 			<-window
 			if err != nil {
-				l.t.Errorf("produce record %d to %s-%d: %v", n, l.o.topic, p, err)
+				if !l.t.Failed() || !errors.Is(err, kgo.ErrClientClosed) { // what a failed test leaves is no news
+					l.t.Errorf("produce record %d to %s-%d: %v", n, l.o.topic, p, err)
+				}
 				return
 			}
 			l.acknowledged(p, n, r.Offset, began)
@@ -286,9 +289,8 @@ func (l *load) readAlong(ctx context.Context) {
 	}
 }
 
-// finish stops the load, lets everything outstanding be acknowledged, and checks:
-// nothing lost, nothing twice, order kept, replicas equal.
-func (l *load) finish() {
+// stop ends the load and lets everything outstanding be acknowledged.
+func (l *load) stop() {
 	l.t.Helper()
 	l.cancel()
 	l.wg.Wait()
@@ -297,6 +299,12 @@ func (l *load) finish() {
 	if err := l.cl.Flush(ctx); err != nil {
 		l.t.Fatalf("records remain unacknowledged: %v", err)
 	}
+}
+
+// finish stops the load and checks: nothing lost, nothing twice, order kept, replicas equal.
+func (l *load) finish() {
+	l.t.Helper()
+	l.stop()
 	total := 0
 	for p := range l.o.partitions {
 		total += l.parts[p].sent

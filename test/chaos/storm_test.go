@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -21,7 +22,7 @@ import (
 // stormDisk is the size of each node's disk in a storm, with log files small enough for it.
 const stormDisk = 256 << 20
 
-// episode is how long one cluster lives: half of them in namespaces, half behind proxies.
+// episode is how long a cluster lives, and how long other tests of the machine wait for it.
 const episode = 100 * time.Second
 
 // stormTime is how long to storm: CHRONIK_TEST_MINUTES, less by default.
@@ -39,36 +40,47 @@ func stormTime(t *testing.T) time.Duration {
 	return time.Duration(m * float64(time.Minute))
 }
 
-// TestStorm is the whole of it: every nemesis in random order, some on top of a sick network, and
-// every workload, until the time is over. 'make chaos MINUTES=10'.
+// TestStorm is the whole of it: two clusters side by side, one in namespaces and one behind proxies,
+// every nemesis in random order, some on top of a sick network, and every workload, until the
+// time is over. 'make chaos MINUTES=10'.
 func TestStorm(t *testing.T) {
 	limit := stormTime(t)
 	rng, s := seedValue(t)
 	ta := newTally(s)
 	defer func() { ta.write(t) }()
-	decks := map[bool]*deck{true: {}, false: {}}
-	namespaces := harness.NamespacesMissing() == nil
-	if !namespaces {
-		t.Logf("no cuts in namespaces: %v", harness.NamespacesMissing())
+	kinds := []string{"namespaces", "proxies"}
+	if err := harness.NamespacesMissing(); err != nil {
+		t.Logf("no cuts in namespaces: %v", err)
+		kinds = kinds[1:]
 	}
-	for n := 0; !t.Failed(); n++ {
-		left := limit - ta.stormed
-		if left < 20*time.Second {
-			break
-		}
-		if short := limit / 2; limit < 2*episode { // one of each kind at least
-			left = min(left, short)
-		}
-		st := &storm{ta: ta, deck: decks[namespaces && n%2 == 0], limit: min(left, episode) - 12*time.Second}
+	decks := map[string]*deck{}
+	for _, k := range kinds {
+		decks[k] = &deck{}
+	}
+	gone := time.Duration(0)
+	for n := 0; !t.Failed() && limit-gone >= 20*time.Second; n++ {
+		var storms []*storm
 		t.Run(fmt.Sprintf("episode-%d", n), func(t *testing.T) {
-			defer func() { // what ended the test is a violation, too
-				if t.Failed() && len(ta.Violations) == 0 {
-					ta.violated(check.Violation{Kind: check.Trouble})
-				}
-			}()
-			st.env = &env{t: t, rng: rng}
-			st.run(namespaces && n%2 == 0)
+			for _, kind := range kinds {
+				st := &storm{ta: newTally(s), deck: decks[kind], limit: min(limit-gone, episode) - 12*time.Second}
+				storms = append(storms, st)
+				seed := rng.Uint64()
+				t.Run(kind, func(t *testing.T) {
+					t.Parallel()
+					st.env = &env{t: t, rng: rand.New(rand.NewPCG(seed, 0))}
+					st.run(kind == "namespaces")
+				})
+			}
 		})
+		longest := time.Duration(0)
+		for _, st := range storms {
+			longest = max(longest, st.ta.stormed)
+			if st.t.Failed() && len(st.ta.Violations) == 0 { // what ended the test is a violation, too
+				st.ta.violated(check.Violation{Kind: check.Trouble})
+			}
+			ta.add(st.ta)
+		}
+		gone += longest
 	}
 	vs := ta.judgeDeaths()
 	ta.violated(vs...)

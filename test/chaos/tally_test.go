@@ -24,7 +24,7 @@ type tally struct {
 	Commit  string  `json:"commit"` // with + when the tree had changes
 	When    string  `json:"when"`
 	Seed    uint64  `json:"seed"`
-	Minutes float64 `json:"minutes"`
+	Minutes float64 `json:"minutes"` // of clusters, two of which live side by side
 	// Nemeses are how often each was at work.
 	Nemeses   map[string]int `json:"nemeses"`
 	Acked     int            `json:"acked"`
@@ -41,6 +41,23 @@ type tally struct {
 	served []time.Duration
 	// stormed is the time of all clusters, from whole to judged.
 	stormed time.Duration
+}
+
+// add takes over what another has counted.
+func (ta *tally) add(o *tally) {
+	ta.stormed += o.stormed
+	ta.served = append(ta.served, o.served...)
+	ta.Minutes += o.Minutes
+	ta.Acked += o.Acked
+	ta.Delivered += o.Delivered
+	ta.MetaCalls += o.MetaCalls
+	ta.Undecided += o.Undecided
+	for k, n := range o.Nemeses {
+		ta.Nemeses[k] += n
+	}
+	for k, n := range o.Violations {
+		ta.Violations[k] += n
+	}
 }
 
 func newTally(seed uint64) *tally {
@@ -130,19 +147,10 @@ func TestTally(t *testing.T) {
 		if err := json.Unmarshal(sc.Bytes(), &ta); err != nil {
 			t.Fatalf("line %d: %v", runs+1, err)
 		}
-		sum.Minutes += ta.Minutes
-		sum.Acked += ta.Acked
-		sum.Delivered += ta.Delivered
-		sum.MetaCalls += ta.MetaCalls
+		sum.add(&ta)
 		deaths += ta.Deaths
 		if ta.Deaths >= enoughDeaths {
 			worstP95 = max(worstP95, ta.ServedP95ms)
-		}
-		for k, n := range ta.Nemeses {
-			sum.Nemeses[k] += n
-		}
-		for k, n := range ta.Violations {
-			sum.Violations[k] += n
 		}
 	}
 	t.Logf("%d runs, %.1f minutes, %d records acknowledged, %d delivered, %d metadata calls, %d deaths, worst p95 of a run %d ms, violations %v",

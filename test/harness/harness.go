@@ -271,10 +271,12 @@ func (c *Cluster) checkLogs() {
 		if keep := os.Getenv("CHRONIK_TEST_KEEP"); keep != "" {
 			_ = os.WriteFile(filepath.Join(keep, strings.ReplaceAll(c.TB.Name(), "/", "_")+".log"), []byte(logs), 0o644)
 		}
-		if len(logs) > 30_000 {
-			logs = logs[len(logs)-30_000:]
+		// Of each node, the end: one that talks much must not hide the others.
+		for log := range strings.SplitSeq(logs, "--- node-") {
+			if log != "" {
+				c.TB.Logf("log of node-%s", log[:min(len(log), 6)]+log[max(min(len(log), 6), len(log)-15_000):])
+			}
 		}
-		c.TB.Logf("node logs:\n%s", logs)
 	}
 }
 
@@ -442,7 +444,8 @@ func (c *Cluster) Ready(id int) error {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("node %d: %s", id, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("node %d: %s: %s", id, resp.Status, why)
 	}
 	return nil
 }

@@ -159,6 +159,7 @@ func ledBeside(c *harness.Cluster, id int) error {
 
 // TestAllKilledRepeatedly kills all three nodes at once, again before they are whole, and again.
 func TestAllKilledRepeatedly(t *testing.T) {
+	long(t)
 	c := harness.Start(t, harness.Options{Threshold: 200})
 	e := &env{t: t, c: c, rng: seed(t), l: startLoad(t, c, loadOptions{size: 100, rate: 2 * time.Millisecond})}
 	e.healed("whole at the beginning")

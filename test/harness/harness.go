@@ -164,11 +164,12 @@ func Long(tb testing.TB) {
 // Start runs a cluster until the test ends. Afterwards no log may show a panic.
 func Start(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
+	exe := Binary(tb) // before others have to wait
 	Alone(tb)
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: Binary(tb), base: freeBase(tb, o.Nodes+1)} // one may join
+	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: exe, base: freeBase(tb, o.Nodes+1)} // one may join
 	if o.Namespaces || o.Proxied || o.DiskBytes > 0 {
 		c.startOwn(tb, o)
 		return c

@@ -339,8 +339,9 @@ func TestFailureIsFinal(t *testing.T) {
 			check(t, add(l, 5, HardState{2, 0, 1}, first))
 			lsn := l.DurableLSN()
 			fs.set(func() { c.set(fs) })
-			for range 2 {
-				err := add(l, 5, HardState{2, 0, 1}, run(5, 3, 1, 2, c.entry))
+			for i := range ident.Index(2) {
+				// The second follows on the first, as from a replica that has not heard yet.
+				err := add(l, 5, HardState{2, 0, 1}, run(5, 3+i, 1, 2, c.entry))
 				if !errors.Is(err, c.want) || !errors.Is(err, ErrFailed) {
 					t.Fatalf("%v, want %v", err, c.want)
 				}

@@ -100,8 +100,13 @@ func (l *Log) shutdown() {
 	}
 }
 
-// encode puts one op into the batch, or refuses it.
+// encode puts one op into the batch, or refuses it. After a failure nothing is looked at any
+// more: what comes then follows on what was refused, and not on what the log holds.
 func (l *Log) encode(o *op) {
+	if l.w.err != nil {
+		l.w.dones = append(l.w.dones, completion{*o, l.w.err})
+		return
+	}
 	var err error
 	switch o.kind {
 	case opAppend:

@@ -283,6 +283,9 @@ func fullDisk(e *env) string {
 	ended := ""
 	if !e.c.Node(id).Alive() {
 		ended = ", which ended it"
+		if !strings.Contains(e.c.NodeLog(id), "chronik: error: ") {
+			e.t.Errorf("node %d ended on a full disk without a word", id)
+		}
 	}
 	e.c.EmptyDisk(id)
 	if ended != "" {

@@ -78,18 +78,14 @@ func (c *Cluster) FillDisk(id int, left int64) {
 		c.TB.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	// The node writes meanwhile: what does not fit is tried by halves.
-	for at, take := int64(0), int64(st.Bavail)*st.Bsize-left; take >= st.Bsize; {
-		err := syscall.Fallocate(int(f.Fd()), 0, at, take)
+	// The node writes meanwhile: what does not fit is tried again, a little less.
+	for take := int64(st.Bavail)*st.Bsize - left; take >= st.Bsize; {
+		err := syscall.Fallocate(int(f.Fd()), 0, 0, take)
 		switch {
 		case err == nil:
-			at += take
-			take = 0
-			if err := syscall.Statfs(disk, &st); err == nil {
-				take = int64(st.Bavail)*st.Bsize - left // what it gave up meanwhile
-			}
+			return
 		case errors.Is(err, syscall.ENOSPC):
-			take /= 2
+			take -= max(take/64, st.Bsize)
 		case !errors.Is(err, syscall.EINTR):
 			c.TB.Fatal(err)
 		}

@@ -648,9 +648,9 @@ func TestFoundingNeedsEveryConsent(t *testing.T) {
 	}
 }
 
-// TestSubmitOfUncertainOutcomeIsNotRepeated: only what was certainly not proposed
-// is submitted again; a leader that died with the command in hand may have proposed it.
-func TestSubmitOfUncertainOutcomeIsNotRepeated(t *testing.T) {
+// underFakeLeader is a session to which a fake peer is the metadata's leader.
+func underFakeLeader(t *testing.T, answer func(*fakePeer, context.Context, string) ([]byte, error)) (*session, *fakePeer) {
+	t.Helper()
 	cfg := testConfig(t, nil)
 	b := standalone(t, cfg, vfs.NewCrashableMem())
 	var s *session
@@ -662,11 +662,7 @@ func TestSubmitOfUncertainOutcomeIsNotRepeated(t *testing.T) {
 	})
 	addr := freeAddr(t)
 	hello := identity.Hello{Cluster: s.store.ClusterID(), Node: 9, Store: ident.NewStoreID(), State: identity.Member, Boot: 1, Run: 1, RaftAddr: addr}
-	d := fake(t, hello, cfg.Raft.Listen, func(d *fakePeer, ctx context.Context, _ string) ([]byte, error) {
-		go d.tr.Load().Close()
-		<-ctx.Done()
-		return nil, ctx.Err()
-	})
+	d := fake(t, hello, cfg.Raft.Listen, answer)
 	s.tr.SetPeer(9, addr)
 	<-d.up
 	other := metadata.NewLeaders(9)
@@ -674,6 +670,17 @@ func TestSubmitOfUncertainOutcomeIsNotRepeated(t *testing.T) {
 	if err := s.leaders.Merge(9, other.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
+	return s, d
+}
+
+// TestSubmitOfUncertainOutcomeIsNotRepeated: only what was certainly not proposed
+// is submitted again; a leader that died with the command in hand may have proposed it.
+func TestSubmitOfUncertainOutcomeIsNotRepeated(t *testing.T) {
+	s, d := underFakeLeader(t, func(d *fakePeer, ctx context.Context, _ string) ([]byte, error) {
+		go d.tr.Load().Close()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
 	_, err := s.submitOnce(t.Context(), &metadata.AllocateProducerIDs{})
 	if err == nil || errors.Is(err, errRefused) {
 		t.Errorf("a command whose outcome is unknown: %v", err)
@@ -687,4 +694,20 @@ func TestSubmitOfUncertainOutcomeIsNotRepeated(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestSubmitTellsWhyTheOutcomeIsUnknown: a leader's words across the network are the errors that they
+// would be on the leader itself, which clients know to repeat.
+func TestSubmitTellsWhyTheOutcomeIsUnknown(t *testing.T) {
+	for _, c := range []struct {
+		answer byte
+		want   error
+	}{{submitUnknown, raftgroup.ErrLeadershipLost}, {submitLate, raftgroup.ErrTimeout}, {77, raftgroup.ErrLeadershipLost}} {
+		s, _ := underFakeLeader(t, func(*fakePeer, context.Context, string) ([]byte, error) {
+			return append([]byte{c.answer}, "so it is"...), nil
+		})
+		if _, err := s.submit(t.Context(), &metadata.AllocateProducerIDs{}); !errors.Is(err, c.want) || errors.Is(err, errRefused) {
+			t.Errorf("answer %d is %v, want %v", c.answer, err, c.want)
+		}
+	}
 }

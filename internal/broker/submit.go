@@ -21,6 +21,7 @@ const (
 	submitReply   = 0 // an encoded metadata.Reply follows
 	submitRefused = 1 // never proposed: ask the leader again; the reason follows
 	submitUnknown = 2 // the outcome is unknown; the reason follows
+	submitLate    = 3 // as submitUnknown: the time was up (older nodes say submitUnknown)
 )
 
 // errRefused says that a command was never proposed and may be sent again.
@@ -97,8 +98,10 @@ func (s *session) forward(ctx context.Context, node ident.NodeID, kind string, d
 		return metadata.DecodeReply(kind, b[1:])
 	case submitRefused:
 		return nil, fmt.Errorf("%w: node %d: %s", errRefused, node, b[1:])
-	default:
-		return nil, fmt.Errorf("node %d: %s", node, b[1:])
+	case submitLate:
+		return nil, fmt.Errorf("%w: node %d: %s", raftgroup.ErrTimeout, node, b[1:])
+	default: // the client must learn that it may ask again, as from the leader itself
+		return nil, fmt.Errorf("%w: node %d: %s", raftgroup.ErrLeadershipLost, node, b[1:])
 	}
 }
 
@@ -108,6 +111,8 @@ func (s *session) serveSubmit(ctx context.Context, data []byte) ([]byte, error) 
 	switch {
 	case errors.Is(err, errRefused):
 		return append([]byte{submitRefused}, err.Error()...), nil
+	case errors.Is(err, raftgroup.ErrTimeout):
+		return append([]byte{submitLate}, err.Error()...), nil
 	case err != nil:
 		return append([]byte{submitUnknown}, err.Error()...), nil
 	}

@@ -334,8 +334,8 @@ func TestFailureIsFinal(t *testing.T) {
 			lsn := l.DurableLSN()
 			fs.set(func() { c.set(fs) })
 			for i := range ident.Index(2) {
-				// The second builds on the first, which is not in the log.
-				err := add(l, 5, HardState{2, 0, 1 + 2*i}, run(5, 3+i, 1, 2, c.entry))
+				// The second follows on the first, as from a replica that has not heard yet.
+				err := add(l, 5, HardState{2, 0, 1}, run(5, 3+i, 1, 2, c.entry))
 				if !errors.Is(err, c.want) || !errors.Is(err, ErrFailed) {
 					t.Fatalf("%v, want %v", err, c.want)
 				}

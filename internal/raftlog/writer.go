@@ -100,18 +100,22 @@ func (l *Log) shutdown() {
 	}
 }
 
-// encode puts one op into the batch, or refuses it.
+// encode puts one op into the batch, or refuses it. After a failure nothing is looked at any
+// more: what comes then follows on what was refused, and not on what the log holds.
 func (l *Log) encode(o *op) {
-	err := l.w.err
-	switch {
-	case err != nil: // what this one builds on is not in the log
-	case o.kind == opAppend:
+	if l.w.err != nil {
+		l.w.dones = append(l.w.dones, completion{*o, l.w.err})
+		return
+	}
+	var err error
+	switch o.kind {
+	case opAppend:
 		err = l.encodeAppend(o.app)
-	case o.kind == opCreate:
+	case opCreate:
 		err = l.encodeCreate(o.cs)
-	case o.kind == opRemove:
+	case opRemove:
 		err = l.encodeRemove(o.replica)
-	case o.kind == opNode:
+	case opNode:
 		err = l.put(&frame{kind: kindNode, flags: hasBlob, blob: o.blob})
 	}
 	l.w.dones = append(l.w.dones, completion{*o, err})

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"chronik/test/check"
 	"chronik/test/harness"
 )
 
@@ -21,14 +22,15 @@ type consumers struct {
 	group string
 	wg    sync.WaitGroup
 
-	mu        sync.Mutex
-	committed map[int32]int64 // the most that was acknowledged
-	read      map[int32]map[int64]bool
-	commits   int
+	offsets check.Offsets
+	mu      sync.Mutex
+	read    map[int32]map[int64]bool
+	commits int
+	found   []check.Violation
 }
 
 func startConsumers(e *env, group string, members int) (*consumers, context.CancelFunc) {
-	cs := &consumers{e: e, group: group, committed: map[int32]int64{}, read: map[int32]map[int64]bool{}}
+	cs := &consumers{e: e, group: group, offsets: check.Offsets{Group: group}, read: map[int32]map[int64]bool{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	for i := range members {
 		cs.wg.Go(func() { cs.member(ctx, i) })
@@ -74,8 +76,10 @@ func (cs *consumers) note(recs []*kgo.Record) {
 			cs.read[r.Partition] = map[int64]bool{}
 		}
 		cs.read[r.Partition][r.Offset] = true
-		if want := string(cs.e.l.value(int(r.Partition), int(r.Offset))); string(r.Value) != want {
-			cs.e.t.Errorf("group member read %.40q at offset %d of partition %d", r.Value, r.Offset, r.Partition)
+		p, n := int(r.Partition), cs.e.l.number(int(r.Partition), r.Value)
+		cs.e.l.violate(cs.e.l.seen.See("a group's member", cs.e.l.name(p), r.Offset, n)...)
+		if n != int(r.Offset) {
+			cs.e.l.violate(check.Violation{Kind: check.Divergent, Place: cs.e.l.name(p), What: fmt.Sprintf("a group's member read record %d at offset %d", n, r.Offset)})
 		}
 	}
 }
@@ -85,35 +89,55 @@ func (cs *consumers) acknowledged(recs []*kgo.Record) {
 	defer cs.mu.Unlock()
 	cs.commits++
 	for _, r := range recs {
-		cs.committed[r.Partition] = max(cs.committed[r.Partition], r.Offset+1)
+		cs.offsets.Acknowledged(r.Partition, r.Offset+1)
 	}
 }
 
-// check asks for the committed offsets and holds them to what was acknowledged before.
-func (cs *consumers) check(ctx context.Context, adm *kadm.Client) error {
-	cs.mu.Lock()
-	want := map[int32]int64{}
-	for p, o := range cs.committed {
-		want[p] = o
-	}
-	cs.mu.Unlock()
+// look asks for the committed offsets and holds them to what was acknowledged, or told, before.
+func (cs *consumers) look(adm *kadm.Client) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	floor := cs.offsets.Floor()
 	got, err := adm.FetchOffsets(ctx, cs.group)
 	if err != nil {
 		return err
 	}
-	for p, o := range want {
-		r, ok := got.Lookup(cs.e.l.o.topic, p)
+	answer := map[int32]int64{}
+	for p := range cs.e.l.o.partitions {
+		r, ok := got.Lookup(cs.e.l.o.topic, int32(p))
 		if ok && r.Err != nil {
 			return r.Err
 		}
-		if !ok || r.At < o {
-			return fmt.Errorf("%w: partition %d: committed %d (found %v), acknowledged was %d", errWentBack, p, r.At, ok, o)
+		if ok {
+			answer[int32(p)] = r.At
 		}
+	}
+	vs := cs.offsets.Told(floor, answer)
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.found = append(cs.found, vs...)
+	for _, v := range vs {
+		cs.e.t.Error(v)
 	}
 	return nil
 }
 
-var errWentBack = errors.New("a committed offset went back")
+// reachEnd waits until the group has committed everything, and has read it all.
+func (cs *consumers) reachEnd(stop context.CancelFunc) {
+	cs.e.t.Helper()
+	ends := map[int32]int64{}
+	for p := range cs.e.l.o.partitions {
+		ends[int32(p)] = int64(cs.e.l.parts[p].sent)
+	}
+	cs.e.c.Eventually(30*time.Second, "the group has read everything", func() error { return cs.offsets.Reached(ends) })
+	stop()
+	cs.wg.Wait()
+	for p, end := range ends {
+		if n := len(cs.read[p]); n != int(end) {
+			cs.e.t.Errorf("partition %d: the group read %d of %d records", p, n, end)
+		}
+	}
+}
 
 // TestGroupsUnderKills kills nodes while members of a group commit. No committed
 // offset goes back, and everything is read.
@@ -125,15 +149,7 @@ func TestGroupsUnderKills(t *testing.T) {
 	cs, stop := startConsumers(e, "readers", 3)
 	defer stop()
 	adm := kadm.NewClient(c.Client(kgo.RequestTimeoutOverhead(2 * time.Second)))
-	look := func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		err := cs.check(ctx, adm)
-		if errors.Is(err, errWentBack) {
-			t.Fatal(err)
-		}
-		return err
-	}
+	look := func() error { return cs.look(adm) }
 	commits := func() int { cs.mu.Lock(); defer cs.mu.Unlock(); return cs.commits }
 	c.Eventually(20*time.Second, "members commit", func() error {
 		if commits() == 0 {
@@ -158,23 +174,7 @@ func TestGroupsUnderKills(t *testing.T) {
 		t.Logf("round %d: %s %s: offsets answered after %v, whole after %v, commits go on after %v", i, n.name, what, answered, took, time.Since(began))
 	}
 	e.l.finish()
-	c.Eventually(30*time.Second, "the group has read everything", func() error {
-		cs.mu.Lock()
-		defer cs.mu.Unlock()
-		for p := range e.l.o.partitions {
-			if n, want := cs.committed[int32(p)], int64(e.l.parts[p].sent); n != want {
-				return fmt.Errorf("partition %d: committed %d of %d", p, n, want)
-			}
-		}
-		return nil
-	})
-	stop()
-	cs.wg.Wait()
-	for p := range e.l.o.partitions {
-		if n, want := len(cs.read[int32(p)]), e.l.parts[p].sent; n != want {
-			t.Errorf("partition %d: the group read %d of %d records", p, n, want)
-		}
-	}
+	cs.reachEnd(stop)
 	c.Eventually(10*time.Second, "committed offsets are answered", look)
 	e.quiet()
 }

@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"chronik/test/check"
 	"chronik/test/harness"
 )
 
@@ -39,6 +41,12 @@ type load struct {
 	mu     sync.Mutex
 	parts  []partLoad
 	slow   []time.Duration // acknowledgement latencies
+	// death is the moment after which records are looked for that were sent later: served.
+	death time.Time
+	seen  check.Seen
+	// delivered counts what the one who reads along was given, found what was wrong.
+	delivered int
+	found     []check.Violation
 }
 
 type partLoad struct {
@@ -46,7 +54,8 @@ type partLoad struct {
 	lastAck time.Time
 	worst   time.Duration // longest time without an acknowledgement since worstGap was last asked
 	sent    int
-	read    int64 // next offset of the one who reads along
+	read    int64     // next offset of the one who reads along
+	served  time.Time // when the first record sent after death was acknowledged
 }
 
 func startLoad(t *testing.T, c *harness.Cluster, o loadOptions) *load {
@@ -114,7 +123,9 @@ func (l *load) produce(ctx context.Context, p int) {
 		l.cl.Produce(context.Background(), &kgo.Record{Partition: int32(p), Value: l.value(p, n)}, func(r *kgo.Record, err error) {
 			<-window
 			if err != nil {
-				l.t.Errorf("produce record %d to %s-%d: %v", n, l.o.topic, p, err)
+				if !l.t.Failed() || !errors.Is(err, kgo.ErrClientClosed) { // what a failed test leaves is no news
+					l.t.Errorf("produce record %d to %s-%d: %v", n, l.o.topic, p, err)
+				}
 				return
 			}
 			l.acknowledged(p, n, r.Offset, began)
@@ -132,10 +143,73 @@ func (l *load) acknowledged(p, n int, offset int64, began time.Time) {
 	}
 	pl.lastAck = now
 	l.slow = append(l.slow, now.Sub(began))
+	if !l.death.IsZero() && pl.served.IsZero() && began.After(l.death) {
+		pl.served = now
+	}
 	if was, ok := pl.acked[offset]; ok {
-		l.t.Errorf("offset %d of %s-%d was given to record %d and to %d", offset, l.o.topic, p, was, n)
+		l.violateLocked(check.Violation{Kind: check.Divergent, Place: l.name(p), What: fmt.Sprintf("offset %d was given to record %d and to %d", offset, was, n)})
 	}
 	pl.acked[offset] = n
+}
+
+// died says that a node died at t: from now on served tells when each partition accepted a record again
+// that was sent later.
+func (l *load) died(t time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.death = t
+	for i := range l.parts {
+		l.parts[i].served = time.Time{}
+	}
+}
+
+// servedAfter is how long after the death the last of the partitions accepted a record that was sent after it.
+func (l *load) servedAfter() (time.Duration, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var worst time.Duration
+	for p := range l.parts {
+		if l.parts[p].served.IsZero() {
+			return 0, fmt.Errorf("%s has accepted nothing that was sent since", l.name(p))
+		}
+		worst = max(worst, l.parts[p].served.Sub(l.death))
+	}
+	return worst, nil
+}
+
+func (l *load) name(p int) string { return fmt.Sprintf("%s-%d", l.o.topic, p) }
+
+// violate notes and tells what a sound cluster cannot have done.
+func (l *load) violate(vs ...check.Violation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.violateLocked(vs...)
+}
+
+func (l *load) violateLocked(vs ...check.Violation) {
+	for _, v := range vs {
+		l.t.Error(v)
+	}
+	l.found = append(l.found, vs...)
+}
+
+// number is which record of partition p a value is.
+func (l *load) number(p int, value []byte) int {
+	var at, n int
+	if _, err := fmt.Sscanf(string(value[:min(len(value), 40)]), "%d:%d:", &at, &n); err != nil || at != p || string(value) != string(l.value(p, n)) {
+		return check.Foreign
+	}
+	return n
+}
+
+// totals are what was acknowledged and what the one who reads along was given.
+func (l *load) totals() (acked, delivered int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.parts {
+		acked += len(l.parts[i].acked)
+	}
+	return acked, l.delivered
 }
 
 // p99 returns the latency of acknowledgements since it was last asked, and how many there were.
@@ -200,19 +274,23 @@ func (l *load) readAlong(ctx context.Context) {
 		fs.EachRecord(func(r *kgo.Record) {
 			pl := &l.parts[r.Partition]
 			if r.Offset != pl.read {
-				l.t.Errorf("reading along %s-%d: offset %d came after %d", l.o.topic, r.Partition, r.Offset, pl.read-1)
+				l.violate(check.Violation{Kind: check.Lost, Place: l.name(int(r.Partition)), What: fmt.Sprintf("reading along: offset %d came after %d", r.Offset, pl.read-1)})
 			}
 			pl.read = r.Offset + 1
-			if !l.o.acks1 && string(r.Value) != string(l.value(int(r.Partition), int(r.Offset))) {
-				l.t.Errorf("reading along %s-%d: offset %d holds %.40q", l.o.topic, r.Partition, r.Offset, r.Value)
+			n := l.number(int(r.Partition), r.Value)
+			l.violate(l.seen.See("who reads along", l.name(int(r.Partition)), r.Offset, n)...)
+			if !l.o.acks1 && n != int(r.Offset) { // nobody sent anything else to that place
+				l.violate(check.Violation{Kind: check.Divergent, Place: l.name(int(r.Partition)), What: fmt.Sprintf("reading along: offset %d holds record %d, %.40q", r.Offset, n, r.Value)})
 			}
+			l.mu.Lock()
+			l.delivered++
+			l.mu.Unlock()
 		})
 	}
 }
 
-// finish stops the load, lets everything outstanding be acknowledged, and checks:
-// nothing lost, nothing twice, order kept, replicas equal.
-func (l *load) finish() {
+// stop ends the load and lets everything outstanding be acknowledged.
+func (l *load) stop() {
 	l.t.Helper()
 	l.cancel()
 	l.wg.Wait()
@@ -221,64 +299,60 @@ func (l *load) finish() {
 	if err := l.cl.Flush(ctx); err != nil {
 		l.t.Fatalf("records remain unacknowledged: %v", err)
 	}
+}
+
+// finish stops the load and checks: nothing lost, nothing twice, order kept, replicas equal.
+func (l *load) finish() {
+	l.t.Helper()
+	l.stop()
 	total := 0
 	for p := range l.o.partitions {
 		total += l.parts[p].sent
 		end := l.check(p)
 		l.c.Eventually(30*time.Second, "digests are equal", func() error { return l.c.DigestsEqual(l.o.topic, p, end) })
 	}
-	l.t.Logf("%d records of %s acknowledged, none lost, none changed", total, l.o.topic)
+	l.t.Logf("%d records of %s acknowledged, %d violations", total, l.o.topic, len(l.found))
 }
 
-// check reads partition p back and returns its end. Without acks1, record i lies
-// at offset i, for all of them.
+// check reads partition p back, judges it and returns its end.
 func (l *load) check(p int) int64 {
+	l.t.Helper()
+	pl := &l.parts[p]
+	end := int64(pl.sent)
+	if l.o.acks1 {
+		end = l.highWatermark(p)
+	}
+	h := check.Partition{Name: l.name(p), Sent: pl.sent, Idempotent: !l.o.acks1, AllKnown: true, Reads: l.readBack(p, end)}
+	for offset, n := range pl.acked {
+		h.Acks = append(h.Acks, check.Ack{Offset: offset, Number: n})
+	}
+	for _, r := range h.Reads {
+		l.violate(l.seen.See("who reads back", h.Name, r.Offset, r.Number)...)
+	}
+	l.violate(h.Check()...)
+	return end
+}
+
+// readBack reads partition p from its start to end.
+func (l *load) readBack(p int, end int64) (reads []check.Read) {
 	l.t.Helper()
 	cl := l.c.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{l.o.topic: {int32(p): kgo.NewOffset().AtStart()}}),
 		kgo.FetchMaxWait(200*time.Millisecond), kgo.FetchMaxBytes(8<<20))
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	pl := &l.parts[p]
-	end := int64(pl.sent)
-	if l.o.acks1 {
-		end = l.highWatermark(p)
-	}
-	found, seen := 0, map[int]bool{}
 	for next := int64(0); next < end; {
 		fs := cl.PollFetches(ctx)
 		if ctx.Err() != nil {
-			l.t.Fatalf("%s-%d: read %d of %d records", l.o.topic, p, next, end)
+			l.violate(check.Violation{Kind: check.Lost, Place: l.name(p), What: fmt.Sprintf("read %d of %d records", next, end)})
+			return reads
 		}
 		fs.EachRecord(func(r *kgo.Record) {
-			if r.Offset != next {
-				l.t.Fatalf("%s-%d: offset %d where %d is next", l.o.topic, p, r.Offset, next)
-			}
-			next++
-			n := int(r.Offset)
-			if l.o.acks1 {
-				if _, err := fmt.Sscanf(string(r.Value), fmt.Sprintf("%d:%%d:", p), &n); err != nil {
-					l.t.Fatalf("%s-%d: offset %d holds %.40q: %v", l.o.topic, p, r.Offset, r.Value, err)
-				}
-			}
-			if string(r.Value) != string(l.value(p, n)) {
-				l.t.Fatalf("%s-%d: offset %d holds %.40q, want record %d", l.o.topic, p, r.Offset, r.Value, n)
-			}
-			if was, ok := pl.acked[r.Offset]; ok {
-				found++
-				if was != n {
-					l.t.Errorf("%s-%d: offset %d was acknowledged for record %d, holds %d", l.o.topic, p, r.Offset, was, n)
-				}
-			} else if !l.o.acks1 {
-				l.t.Errorf("%s-%d: offset %d holds record %d, which was acknowledged elsewhere", l.o.topic, p, r.Offset, n)
-			}
-			seen[n] = true
+			reads = append(reads, check.Read{Offset: r.Offset, Number: l.number(p, r.Value)})
+			next = r.Offset + 1
 		})
 	}
-	if found != len(pl.acked) || len(seen) != pl.sent {
-		l.t.Errorf("%s-%d: %d of %d acknowledged places found, %d of %d records", l.o.topic, p, found, len(pl.acked), len(seen), pl.sent)
-	}
-	return end
+	return reads
 }
 
 // highWatermark is the end of partition p as its leader says.

@@ -28,6 +28,13 @@ type env struct {
 // seed makes the choices of a run repeatable as far as real processes are.
 func seed(t *testing.T) *rand.Rand {
 	t.Helper()
+	rng, _ := seedValue(t)
+	return rng
+}
+
+// seedValue is seed, and tells which it is.
+func seedValue(t *testing.T) (*rand.Rand, uint64) {
+	t.Helper()
 	s := uint64(time.Now().UnixNano())
 	if v := os.Getenv("CHRONIK_SEED"); v != "" {
 		n, err := strconv.ParseUint(v, 10, 64)
@@ -37,7 +44,7 @@ func seed(t *testing.T) *rand.Rand {
 		s = n
 	}
 	t.Logf("CHRONIK_SEED=%d", s)
-	return rand.New(rand.NewPCG(s, 0))
+	return rand.New(rand.NewPCG(s, 0)), s
 }
 
 // long leaves a test to 'make long' and 'make chaos'.

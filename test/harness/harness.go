@@ -101,6 +101,12 @@ type Options struct {
 	Threshold int // snapshot.threshold_entries
 	Set       []string
 	Exe       string // the build to start with; this source tree's when empty
+	// Namespaces gives each node a network namespace: Cluster.Net cuts them. Needs root.
+	Namespaces bool
+	// Proxied puts a proxy between any two nodes: Cluster.Proxy disturbs them. Not with Namespaces.
+	Proxied bool
+	// DiskBytes gives each node a file system of that size: FillDisk. Needs root.
+	DiskBytes int64
 }
 
 // Cluster is a running 'chronik dev'.
@@ -110,6 +116,9 @@ type Cluster struct {
 	Exe  string
 	base int
 	cmd  *exec.Cmd
+	// Net and Proxy are there if Options asked for them.
+	Net   *Net
+	Proxy *Proxy
 }
 
 // machine is held while a test process runs processes of its own: 'go test ./...' runs
@@ -156,13 +165,18 @@ func Long(tb testing.TB) {
 // Start runs a cluster until the test ends. Afterwards no log may show a panic.
 func Start(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
+	exe := o.Exe
+	if exe == "" {
+		exe = Binary(tb) // before others have to wait
+	}
 	Alone(tb)
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: o.Exe, base: freeBase(tb, o.Nodes+1)} // one may join
-	if c.Exe == "" {
-		c.Exe = Binary(tb)
+	c := &Cluster{TB: tb, Dir: tb.TempDir(), Exe: exe, base: freeBase(tb, o.Nodes+1)} // one may join
+	if o.Namespaces || o.Proxied || o.DiskBytes > 0 {
+		c.startOwn(tb, o)
+		return c
 	}
 	args := []string{"dev", "--nodes", fmt.Sprint(o.Nodes), "--data-dir", c.Dir, "--base-port", fmt.Sprint(c.base)}
 	if o.Threshold > 0 {
@@ -262,10 +276,12 @@ func (c *Cluster) checkLogs() {
 		if keep := os.Getenv("CHRONIK_TEST_KEEP"); keep != "" {
 			_ = os.WriteFile(filepath.Join(keep, strings.ReplaceAll(c.TB.Name(), "/", "_")+".log"), []byte(logs), 0o644)
 		}
-		if len(logs) > 30_000 {
-			logs = logs[len(logs)-30_000:]
+		// Of each node, the end: one that talks much must not hide the others.
+		for log := range strings.SplitSeq(logs, "--- node-") {
+			if log != "" {
+				c.TB.Logf("log of node-%s", log[:min(len(log), 6)]+log[max(min(len(log), 6), len(log)-15_000):])
+			}
 		}
-		c.TB.Logf("node logs:\n%s", logs)
 	}
 }
 
@@ -402,13 +418,7 @@ func (c *Cluster) Join() Node {
 		}
 		n.Argv = append(n.Argv, arg)
 	}
-	b, err := json.Marshal(map[string][]Node{"nodes": append(nodes, n)})
-	if err != nil {
-		c.TB.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "dev.json"), b, 0o644); err != nil {
-		c.TB.Fatal(err)
-	}
+	c.save(append(nodes, n))
 	c.Restart(n.ID) // which makes it one of those that dev ends
 	c.Eventually(60*time.Second, "the new node serves", func() error { return c.Ready(n.ID) })
 	return c.Node(n.ID)
@@ -457,7 +467,8 @@ func (c *Cluster) Ready(id int) error {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("node %d: %s", id, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("node %d: %s: %s", id, resp.Status, why)
 	}
 	return nil
 }

@@ -77,7 +77,7 @@ func TestMissingFsyncOfInstallIsNoticed(t *testing.T) {
 			c.disks[2].watch.Store(nil)
 			var errs []error
 			for _, mem := range left {
-				errs = append(errs, read(ident.NodeID(3), mem).lost...)
+				errs = append(errs, read(ident.NodeID(3), mem).Lost...)
 			}
 			if err := errors.Join(errs...); (err != nil) != f.lost {
 				t.Errorf("%d syncs left out, power cut after %d installs: lost: %v", c.dropped(), len(left), err)

@@ -14,6 +14,7 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/vfs"
+	"chronik/test/offline"
 )
 
 // walk goes along with what is done to disks: before and after each change, in the midst of each
@@ -299,7 +300,7 @@ func readable(s shot) error {
 		return err
 	}
 	for _, err := range l.replicas { // on its way into a cluster it may be none's member yet
-		if !errors.Is(err, errNotMember) {
+		if !errors.Is(err, offline.ErrNotMember) {
 			return l
 		}
 	}

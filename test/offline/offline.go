@@ -23,6 +23,9 @@ import (
 	"chronik/internal/vfs"
 )
 
+// ErrNotMember says that the disk is of no cluster: store.id is lost, or was never written.
+var ErrNotMember = errors.New("not a member of a cluster")
+
 // Place is where a record is.
 type Place struct {
 	Partition int32
@@ -55,7 +58,7 @@ func Read(mem *vfs.MemFS, opt Options) (h Holding) {
 	}
 	defer func() { _ = st.Close() }() // a clone's
 	if st.State() != identity.Member {
-		return fail(fmt.Errorf("store.id is lost: the store is %s", st.State()))
+		return fail(fmt.Errorf("%w: the store is %s", ErrNotMember, st.State()))
 	}
 	log, err := raftlog.Open(raftlog.Options{
 		FS: mem, Dir: path.Join(opt.Dir, "raftlog"), Store: st.ID(), FileBytes: opt.FileBytes, MaxBytes: opt.MaxBytes, Logger: slog.New(slog.DiscardHandler),

@@ -8,7 +8,7 @@ import (
 )
 
 // version is the release this source tree is or becomes.
-const version = "0.2.0"
+const version = "0.3.0"
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{

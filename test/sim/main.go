@@ -39,7 +39,7 @@ type options struct {
 	minimise    time.Duration
 	keepGoing   bool
 	virtual     time.Duration
-	wall        time.Duration
+	cpu         time.Duration
 	cache       string
 	guest       []string
 	single      bool
@@ -47,6 +47,7 @@ type options struct {
 }
 
 func main() {
+	machine.Worker()
 	o, err := parse(os.Args[1:], os.Stderr)
 	if err != nil {
 		os.Exit(2)
@@ -81,7 +82,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.DurationVar(&o.minimise, "minimise", 3*time.Minute, "time to make a failing seed smaller; a single seed is made smaller only if this is given")
 	f.BoolVar(&o.keepGoing, "keep-going", false, "a violation does not end the sweep")
 	f.DurationVar(&o.virtual, "virtual", machine.DefaultVirtual, "bound of a run's virtual time")
-	f.DurationVar(&o.wall, "wall", machine.DefaultWall, "bound of a run's real time")
+	f.DurationVar(&o.cpu, "cpu", machine.DefaultCPU, "bound of what a run computes")
 	f.StringVar(&o.cache, "cache", "", "directory of compiled guests (default: in the user's cache directory)")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -120,20 +121,21 @@ func parseInts(s string) ([]int, error) {
 }
 
 func run(ctx context.Context, o *options, out io.Writer) error {
-	m, err := open(ctx, o)
+	p, err := open(ctx, o)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = m.Close(context.WithoutCancel(ctx)) }()
-	s := &sim{options: o, exec: m.Run, out: out}
+	s := &sim{options: o, exec: p.Run, out: out}
 	if o.single {
-		return s.one(ctx)
+		err = s.one(ctx)
+	} else {
+		err = s.sweep(ctx)
 	}
-	return s.sweep(ctx)
+	return first(err, p.Close())
 }
 
 // open compiles the guest of the sources at hand.
-func open(ctx context.Context, o *options) (*machine.Machine, error) {
+func open(ctx context.Context, o *options) (*machine.Pool, error) {
 	if o.cache == "" {
 		var err error
 		if o.cache, err = machine.CacheDir(); err != nil {
@@ -146,22 +148,22 @@ func open(ctx context.Context, o *options) (*machine.Machine, error) {
 		return nil, err
 	}
 	built := time.Now()
-	m, err := machine.Open(ctx, wasm, machine.Options{Cache: o.cache})
+	p, err := machine.NewPool(ctx, wasm, machine.Options{Cache: o.cache})
 	if err == nil {
 		fmt.Fprintf(os.Stderr, "sim: guest built in %v, compiled in %v\n", round(built.Sub(began)), round(time.Since(built)))
 	}
-	return m, err
+	return p, err
 }
 
 // sim is the command at work.
 type sim struct {
 	*options
-	exec func(context.Context, machine.Args) (machine.Result, error) // Machine.Run
+	exec func(context.Context, machine.Args) (machine.Result, error) // Pool.Run
 	out  io.Writer
 }
 
 func (s *sim) args(seed uint64) machine.Args {
-	return machine.Args{Seed: seed, Steps: s.steps, Skip: s.skip, Flags: s.guest, Virtual: s.virtual, Wall: s.wall}
+	return machine.Args{Seed: seed, Steps: s.steps, Skip: s.skip, Flags: s.guest, Virtual: s.virtual, CPU: s.cpu}
 }
 
 // one runs the seed that was asked for.

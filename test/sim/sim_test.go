@@ -15,6 +15,11 @@ import (
 	"chronik/test/sim/machine"
 )
 
+func TestMain(m *testing.M) {
+	machine.Worker()
+	os.Exit(m.Run())
+}
+
 // small runs machine's own test guest, which is compiled once.
 var small = sync.OnceValues(func() (*machine.Machine, error) {
 	cache, err := machine.CacheDir()
@@ -25,7 +30,7 @@ var small = sync.OnceValues(func() (*machine.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return machine.Open(context.Background(), wasm, machine.Options{})
+	return machine.Open(context.Background(), wasm, machine.Options{Cache: filepath.Join(cache, "test")})
 })
 
 // simulate runs the command with args over the small guest.

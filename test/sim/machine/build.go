@@ -43,6 +43,9 @@ func Build(ctx context.Context, dir, pkg, cache string) ([]byte, error) {
 		return nil, err
 	}
 	defer unlock()
+	if err := prune(cache, "build-*", 0); err != nil { // of builds that were killed
+		return nil, err
+	}
 	args, err := replaced(ctx, dir, pkg, cache)
 	if err != nil {
 		return nil, err

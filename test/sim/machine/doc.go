@@ -13,9 +13,12 @@
 // sockets within the process on wasip1), no file and no environment.
 //
 // Time cannot stand still: a guest with nothing to do sleeps until its next timer, and
-// one that asks moves the clock by asking. One that computes for ever without asking is
-// ended by the bound of real time, which is the one thing here that is not
-// deterministic. A run may also be bounded in virtual time.
+// one that asks moves the clock by asking. A run is bounded in virtual time. One that
+// computes for ever is ended by the bound of what it computes, the one thing here that
+// is not deterministic: at its next call of the host, or, if it makes none, with its
+// process. So a Pool runs guests in processes of their own; see there. Compiled code
+// that looks in every loop whether it is to end would do without, at two to three times
+// the cost (Options.Stoppable).
 //
 // The guest's side: arguments -seed N -steps S [-skip 1,5,9], then flags of its own. It
 // may print "PLAN " and a JSON list of the names of its planned faults, early. Its last

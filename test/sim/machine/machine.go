@@ -5,12 +5,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -22,10 +23,11 @@ import (
 // Bounds of a run that says none.
 const (
 	DefaultVirtual = 24 * time.Hour
-	DefaultWall    = 5 * time.Minute
+	DefaultCPU     = 5 * time.Minute
 	// DefaultMemory bounds a guest's memory.
 	DefaultMemory = 2 << 30
 
+	watchEvery = 100 * time.Millisecond
 	pageSize   = 64 << 10
 	keepGuests = 3 // compiled ones: 200 MB each
 )
@@ -39,12 +41,17 @@ type Options struct {
 	Cache string
 	// Memory bounds each instance's memory in bytes; zero: DefaultMemory.
 	Memory int64
+	// Stoppable has every loop of the guest look whether it is to end, so that one
+	// which only computes can be ended. Guests run at less than half the speed. Without
+	// it a guest ends when it next asks for anything; a Pool ends the others, too.
+	Stoppable bool
 }
 
 // A Machine runs one guest program, any number of times and in parallel.
 type Machine struct {
 	runtime wazero.Runtime
 	module  wazero.CompiledModule
+	running atomic.Int64 // runs that go on
 }
 
 // Open compiles wasm to machine code, unless the cache has it.
@@ -52,15 +59,16 @@ func Open(ctx context.Context, wasm []byte, o Options) (*Machine, error) {
 	if o.Memory == 0 {
 		o.Memory = DefaultMemory
 	}
-	cfg := wazero.NewRuntimeConfigCompiler().WithMemoryLimitPages(uint32(o.Memory / pageSize)).WithCloseOnContextDone(true)
+	cfg := wazero.NewRuntimeConfigCompiler().WithMemoryLimitPages(uint32(o.Memory / pageSize)).WithCloseOnContextDone(o.Stoppable)
 	if o.Cache != "" {
 		dir := filepath.Join(o.Cache, "compiled")
 		cache, err := wazero.NewCompilationCacheWithDir(dir)
 		if err != nil {
 			return nil, fmt.Errorf("machine: %w", err)
 		}
-		if err := prune(dir, keepGuests); err != nil {
-			return nil, fmt.Errorf("machine: %w", err)
+		// One directory for each version of wazero and kind of processor.
+		if err := prune(dir, filepath.Join("*", "*"), keepGuests); err != nil {
+			return nil, err
 		}
 		cfg = cfg.WithCompilationCache(cache)
 	}
@@ -91,29 +99,64 @@ func (m *Machine) Close(ctx context.Context) error {
 	return m.runtime.Close(ctx)
 }
 
-// prune removes the oldest compiled guests in dir's directories, one for each version
-// of wazero and kind of processor, but for the newest keep. One that is removed while
-// another process looks for it is only compiled again.
-func prune(dir string, keep int) error {
-	type entry struct {
-		path string
-		at   time.Time
-	}
-	var all []entry
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+// watch calls cancel when one of the runs that go on has computed for bound, reckoning
+// that they share evenly what this process computes, or when the function that it
+// returns is called, which a run's end must do.
+func (m *Machine) watch(bound time.Duration, cancel context.CancelFunc) (end func()) {
+	m.running.Add(1)
+	ended, left := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(left)
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		var used time.Duration
+		for last := processorTime(); used < bound; {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+				now := processorTime()
+				used += (now - last) / time.Duration(m.running.Load())
+				last = now
+			}
 		}
-		if info, err := d.Info(); err == nil {
-			all = append(all, entry{path, info.ModTime()})
-		}
-		return nil
-	})
-	slices.SortFunc(all, func(a, b entry) int { return b.at.Compare(a.at) })
-	for _, e := range all[min(keep, len(all)):] {
-		_ = os.Remove(e.path)
+		cancel()
+	}()
+	return func() {
+		close(ended)
+		<-left
+		m.running.Add(-1)
+		cancel()
 	}
-	return err
+}
+
+// processorTime is what this process has computed so far.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err) // EINVAL and EFAULT are all there is
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// prune removes what matches pattern below dir, but for the newest keep. What is
+// removed while another process looks for it is only made again, or refused by name.
+func prune(dir, pattern string, keep int) error {
+	paths, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		return fmt.Errorf("machine: %w", err)
+	}
+	at := map[string]time.Time{}
+	for _, path := range paths {
+		if info, err := os.Stat(path); err == nil {
+			at[path] = info.ModTime()
+		}
+	}
+	slices.SortFunc(paths, func(a, b string) int { return at[b].Compare(at[a]) })
+	for _, path := range paths[min(keep, len(paths)):] {
+		_ = os.RemoveAll(path)
+	}
+	return nil
 }
 
 // source is the randomness of a run: all that the guest and its runtime ever get.

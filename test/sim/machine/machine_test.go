@@ -12,18 +12,41 @@ import (
 	"time"
 )
 
+func TestMain(m *testing.M) {
+	Worker()
+	os.Exit(m.Run())
+}
+
 // The guest is compiled once for all tests.
-var guest = sync.OnceValues(func() (*Machine, error) {
-	cache, err := CacheDir()
+var (
+	built = sync.OnceValues(func() ([]byte, error) {
+		cache, err := CacheDir()
+		if err != nil {
+			return nil, err
+		}
+		return Build(context.Background(), ".", "./testdata/guest", cache)
+	})
+	guest     = sync.OnceValues(func() (*Machine, error) { return open(false) })
+	stoppable = sync.OnceValues(func() (*Machine, error) { return open(true) })
+)
+
+func open(stoppable bool) (*Machine, error) {
+	wasm, err := built()
 	if err != nil {
 		return nil, err
 	}
-	wasm, err := Build(context.Background(), ".", "./testdata/guest", cache)
+	cache, err := testCache()
 	if err != nil {
 		return nil, err
 	}
-	return Open(context.Background(), wasm, Options{Memory: 256 << 20})
-})
+	return Open(context.Background(), wasm, Options{Cache: cache, Memory: 256 << 20, Stoppable: stoppable})
+}
+
+// testCache keeps compiled guests from run to run, apart from the big ones.
+func testCache() (string, error) {
+	dir, err := CacheDir()
+	return filepath.Join(dir, "test"), err
+}
 
 func run(t *testing.T, a Args, mode string) Result {
 	t.Helper()
@@ -113,7 +136,7 @@ func TestBadEnds(t *testing.T) {
 		{mode: "liar", check: Crash, detail: "exit code 0 does not fit"},
 		{mode: "garbage", check: Crash, detail: "result line"},
 		{mode: "bomb", check: Crash, detail: "out of memory"},
-		{mode: "spin", check: Hung, detail: "still running after 300ms", args: Args{Wall: 300 * time.Millisecond}},
+		{mode: "ask", check: Hung, detail: "still computing after 300ms", args: Args{CPU: 300 * time.Millisecond}},
 		{mode: "forever", check: Hung, detail: "still running after 10h0m0s of virtual time", args: Args{Virtual: 10 * time.Hour}},
 	} {
 		t.Run(c.mode, func(t *testing.T) {
@@ -147,8 +170,74 @@ func TestCancelledRunSaysNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
-	if r, err := m.Run(ctx, Args{Flags: []string{"-mode", "spin"}}); !errors.Is(err, context.Canceled) {
+	if r, err := m.Run(ctx, Args{Flags: []string{"-mode", "ask"}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestStoppable: a guest that can be stopped runs like one that cannot, and ends even
+// if it asks for nothing.
+func TestStoppable(t *testing.T) {
+	m, err := stoppable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := m.Run(t.Context(), Args{Seed: 3, Steps: 10, Flags: []string{"-mode", "mixed"}})
+	if want := run(t, Args{Seed: 3}, "mixed"); err != nil || r.Trace != want.Trace || !bytes.Equal(r.Output, want.Output) {
+		t.Errorf("another trace: %v", err)
+	}
+	r, err = m.Run(t.Context(), Args{CPU: 300 * time.Millisecond, Flags: []string{"-mode", "spin"}})
+	if err != nil || r.Violation == nil || r.Violation.Check != Hung {
+		t.Errorf("%+v, %v", r.Violation, err)
+	}
+}
+
+func TestPool(t *testing.T) {
+	wasm, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := testCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewPool(t.Context(), wasm, Options{Cache: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := run(t, Args{Seed: 4}, "mixed")
+	same := func() {
+		t.Helper()
+		var log bytes.Buffer
+		got, err := p.Run(t.Context(), Args{Seed: 4, Steps: 10, Flags: []string{"-mode", "mixed"}, Log: &log})
+		if err != nil || got.Trace != want.Trace || got.Hash != want.Hash || got.Clock != want.Clock || !bytes.Equal(got.Output, want.Output) {
+			t.Errorf("another run: %+v, %v", got, err)
+		}
+		if !bytes.Equal(log.Bytes(), want.Output) {
+			t.Errorf("log of %d bytes, want %d", log.Len(), len(want.Output))
+		}
+	}
+	same()
+	same() // in the same process
+	if len(p.idle) != 1 {
+		t.Errorf("%d processes", len(p.idle))
+	}
+	// A guest that only computes takes its process with it; another takes its place.
+	r, err := p.Run(t.Context(), Args{CPU: time.Nanosecond, Flags: []string{"-mode", "spin"}})
+	if err != nil || r.Violation == nil || r.Violation.Check != Hung {
+		t.Errorf("%+v, %v", r.Violation, err)
+	}
+	if len(p.idle) != 0 {
+		t.Error("a dead process is kept")
+	}
+	same()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	if _, err := p.Run(ctx, Args{Flags: []string{"-mode", "spin"}}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -167,7 +256,7 @@ func TestPrune(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := prune(dir, 3); err != nil {
+	if err := prune(dir, "*/*", 3); err != nil {
 		t.Fatal(err)
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "v", "*"))

@@ -11,6 +11,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -28,9 +29,11 @@ type Args struct {
 	// Flags are further arguments of the guest.
 	Flags []string
 	// Log, if not nil, receives what the guest prints as it prints it.
-	Log io.Writer
-	// Virtual and Wall bound the run; zero means DefaultVirtual and DefaultWall.
-	Virtual, Wall time.Duration
+	Log io.Writer `json:"-"`
+	// Virtual bounds the run's virtual time, CPU what it computes; zero means
+	// DefaultVirtual and DefaultCPU. Not the real time: it depends on what else the
+	// machine does, and a run that was found to hang would not when it is run again.
+	Virtual, CPU time.Duration
 }
 
 // Command returns the arguments as the guest gets them, its name first.
@@ -40,6 +43,13 @@ func (a Args) Command() []string {
 		out = append(out, "-skip", JoinInts(a.Skip))
 	}
 	return append(out, a.Flags...)
+}
+
+func (a Args) cpu() time.Duration {
+	if a.CPU == 0 {
+		return DefaultCPU
+	}
+	return a.CPU
 }
 
 // JoinInts writes indexes as the guest's -skip and the command's read them.
@@ -62,7 +72,7 @@ type Violation struct {
 const (
 	// Crash: the guest panicked, trapped, ran out of memory, or ended without a result.
 	Crash = "crash"
-	// Hung: the guest passed a bound of virtual or wall time.
+	// Hung: the guest passed the bound of virtual time or of computing.
 	Hung = "hung"
 )
 
@@ -113,11 +123,15 @@ type clock struct {
 	jump  int64 // the wall clock's distance from epochTime+now
 	bound int64
 	over  bool
+	stop  atomic.Bool // set from outside: end at the next call
 	trace hash.Hash64
 	word  [16]byte
 }
 
 func (c *clock) pass(ns int64) {
+	if c.stop.Load() {
+		panic(sys.NewExitError(exitStopped))
+	}
 	c.now += ns
 	if c.now > c.bound || c.now < 0 {
 		c.over = true
@@ -181,9 +195,6 @@ func (m *Machine) Run(ctx context.Context, a Args) (Result, error) {
 	if a.Virtual == 0 {
 		a.Virtual = DefaultVirtual
 	}
-	if a.Wall == 0 {
-		a.Wall = DefaultWall
-	}
 	c := &clock{bound: int64(a.Virtual), trace: fnv.New64a()}
 	stdout := &tail{max: keepOutput, also: a.Log, trace: c}
 	stderr := &tail{max: keepStderr, trace: c}
@@ -194,8 +205,9 @@ func (m *Machine) Run(ctx context.Context, a Args) (Result, error) {
 	for _, kv := range environment {
 		cfg = cfg.WithEnv(kv[0], kv[1])
 	}
-	bounded, cancel := context.WithTimeout(context.WithValue(ctx, clockKey{}, c), a.Wall)
-	defer cancel()
+	bounded, cancel := context.WithCancel(context.WithValue(ctx, clockKey{}, c))
+	defer m.watch(a.cpu(), cancel)()
+	defer context.AfterFunc(bounded, func() { c.stop.Store(true) })()
 	mod, err := m.runtime.InstantiateModule(bounded, m.module, cfg)
 	if mod != nil {
 		_ = mod.Close(context.WithoutCancel(ctx)) // memory only: it has no files
@@ -208,7 +220,7 @@ func (m *Machine) Run(ctx context.Context, a Args) (Result, error) {
 	case c.over:
 		r.Violation = &Violation{Hung, fmt.Sprintf("still running after %v of virtual time", a.Virtual)}
 	case bounded.Err() != nil:
-		r.Violation = &Violation{Hung, fmt.Sprintf("still running after %v, at %v of virtual time", a.Wall, time.Duration(c.now))}
+		r.Violation = &Violation{Hung, fmt.Sprintf("still computing after %v, at %v of virtual time", a.cpu(), time.Duration(c.now))}
 	case !ended:
 		r.Violation = &Violation{Crash, lastOf(err.Error(), detailSize)}
 	default:
@@ -301,12 +313,15 @@ type tail struct {
 	head  []byte
 	buf   []byte
 	also  io.Writer
-	trace *clock
+	trace *clock // nil: the writes are no run's
 }
 
 func (t *tail) Write(p []byte) (int, error) {
-	t.trace.note(int64(len(p)))
-	_, _ = t.trace.trace.Write(p)
+	if t.trace != nil {
+		t.trace.pass(0)
+		t.trace.note(int64(len(p)))
+		_, _ = t.trace.trace.Write(p)
+	}
 	t.head = append(t.head, p[:min(len(p), keepHead-len(t.head))]...)
 	t.buf = append(t.buf, p...)
 	if len(t.buf) > 2*t.max {

@@ -102,6 +102,11 @@ var modes = map[string]func(io.Writer){
 			sink += n
 		}
 	},
+	"ask": func(io.Writer) {
+		for {
+			sink += uint64(time.Now().UnixNano())
+		}
+	},
 	"forever": func(io.Writer) {
 		for {
 			time.Sleep(time.Minute)

@@ -182,8 +182,7 @@ func (d *disk) OpenReadWrite(name string, c pebble.DiskWriteCategory, o ...pebbl
 func (d *disk) ReuseForWrite(old, name string, c pebble.DiskWriteCategory) (f pebble.File, err error) {
 	err = d.step(opRename, name, func() error {
 		f, err = d.mem.ReuseForWrite(old, name, c)
-		d.unlinked.gone(old, name, err)
-		return err
+		return d.unlinked.gone(old, name, err)
 	})
 	return d.file(f, name, false), err
 }

@@ -6,5 +6,9 @@
 //	run ──▶ acknowledgement ──▶ cut ──▶ read the disks: the record is on two of three
 //	    ──▶ durable step    ──▶ cut ──▶ start them: all that was acknowledged is there
 //
-// Each kind of sync is also left out once, to see that this is noticed.
+// A walk does both at every change of a disk, named point and acknowledgement of a story: a node's life,
+// a founding and a rejoin (docs/adr/0019-cutting-at-every-step.md).
+//
+// Each kind of sync, and in the long form the syncs of each line of the sources, is also left out once,
+// to see that this is noticed.
 package crash

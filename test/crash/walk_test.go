@@ -27,7 +27,7 @@ type walk struct {
 	t     testing.TB
 	power *power
 	disks func() []*disk // all that lose their power together
-	// promised says what was promised by now. It is asked before the cut.
+	// promised says what was promised by now. It is asked before the cut, and after for what may be missing.
 	promised func() promise
 	// check tells what is wrong with disks of their own.
 	check func(shot) error
@@ -81,7 +81,7 @@ func (s shot) String() string { return fmt.Sprintf("%s, %d %% left", s.what, s.p
 
 // begins starts a walk of the whole kind, or only the first errors are of interest.
 func (w *walk) begins(whole bool) {
-	if w.thin = 40; long {
+	if w.thin = 24; long {
 		w.thin = 0
 	}
 	if whole {
@@ -184,6 +184,9 @@ func (w *walk) take(kind, what string) {
 	for _, percent := range percents {
 		p := w.promised()
 		s := shot{what: what, percent: percent, left: w.power.cut(w.disks(), percent), promise: p}
+		// What may be missing may have begun to be so since.
+		now := w.promised()
+		s.begins, s.joining = now.begins, s.joining || now.joining
 		if w.isNew(s) {
 			w.keep(kind, s)
 			w.shots <- s

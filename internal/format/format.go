@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// ErrNewer: bytes of a version that this release does not know yet.
+// ErrNewer tells of bytes in a version that this release does not know yet.
 var ErrNewer = errors.New("a newer release wrote it; run that release, or a later one, on this node")
 
 // Check returns nil if got is the known version, else an error that names both, and is

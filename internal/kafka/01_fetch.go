@@ -202,7 +202,9 @@ func (f *fetch) take(fp *fetchPart) error {
 		return nil
 	}
 	limit = min(limit, given)
+	f.h.reads <- struct{}{}
 	res, err := fp.p.Read(fp.req.FetchOffset, limit)
+	<-f.h.reads
 	if err != nil {
 		f.room.Settle(given, 0)
 		return err

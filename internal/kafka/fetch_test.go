@@ -339,3 +339,31 @@ func TestFetchOfADamagedBatch(t *testing.T) {
 		t.Errorf("a cut batch: %v", err)
 	}
 }
+
+// TestFetchReadsInTurn: only so many reads run at a time, and one that waits for its turn goes on with it.
+func TestFetchReadsInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		appendRecords(t, f.topic("orders", 1, nil)[0], 1)
+		for range maxReads {
+			h.reads <- struct{}{}
+		}
+		req := waiting(0)
+		done := make(chan kmsg.Response, 1)
+		go h.Serve(t.Context(), request(t, req), func(r kmsg.Response) { done <- r })
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("read beside those that run")
+		default:
+		}
+		<-h.reads
+		resp := decoded(t, req, <-done).(*kmsg.FetchResponse)
+		if len(resp.Topics[0].Partitions[0].RecordBatches) == 0 {
+			t.Error("no records")
+		}
+		if len(h.reads) != maxReads-1 {
+			t.Errorf("%d reads run", len(h.reads))
+		}
+	})
+}

@@ -21,12 +21,20 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// maxReads is how many reads of records run at a time: enough for a disk, and a turn of
+// all of them is short.
+const maxReads = 8
+
 // Handler answers Kafka requests. It implements wire.Handler.
 type Handler struct {
 	cluster Cluster
 	config  Config // the cluster's, which does not change
 	metrics *Metrics
 	log     *slog.Logger
+	// reads has room for the reads of records that run at a time. Some hundred fetches that
+	// come together would else be that many goroutines that want a processor, and a raft
+	// worker would wait for its turn among them for longer than an election timeout.
+	reads chan struct{}
 
 	// producerIDs is the rest of the block of producer ids this node holds.
 	producerIDs struct {
@@ -39,7 +47,7 @@ var _ wire.Handler = (*Handler)(nil)
 
 // NewHandler returns a Handler over a cluster.
 func NewHandler(opt Options) *Handler {
-	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, log: opt.Logger}
+	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, log: opt.Logger, reads: make(chan struct{}, maxReads)}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}

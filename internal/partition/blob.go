@@ -134,7 +134,7 @@ func (r *blobReader) count(size int) int {
 // decodeState reads what writeTo wrote. The error names the byte.
 func decodeState(b []byte) (*state, error) {
 	r := &blobReader{b: b}
-	if err := format.Check(int(r.u8()), blobVersion); err != nil {
+	if err := format.Check(r.u8(), blobVersion); err != nil {
 		return nil, fmt.Errorf("%w: blob, byte 0: %w", ErrCorrupt, err)
 	}
 	s := newState()

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -63,7 +64,9 @@ func fetches(t *testing.T, room *Quota, size int) (dial func() net.Conn, srv *Se
 		if err := srv.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
-		<-served
+		if err := <-served; !errors.Is(err, ErrServerClosed) {
+			t.Error(err)
+		}
 	}
 }
 

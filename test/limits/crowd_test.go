@@ -2,6 +2,7 @@ package limits
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -54,7 +55,12 @@ func TestCrowd(t *testing.T) {
 	addr := leaders(c, topic)[0]
 	node := nodeAt(c, addr)
 	fill(t, addr)
-	before := files(t, node.PID)
+	before, was := files(t, node.PID), terms(c)
+	defer func() { // also when something below ends the test
+		if node.Alive() {
+			sameTerms(c, was)
+		}
+	}()
 
 	o := newOrdinary(t, c, addr)
 	began := time.Now()
@@ -127,6 +133,7 @@ func TestCrowd(t *testing.T) {
 		return nil
 	})
 	o.stop()
+	sameTerms(c, was)
 	stopping := time.Now()
 	c.Stop(node.ID)
 	t.Logf("the node stopped in %v with %d connections left", time.Since(stopping), len(conns)-len(conns)/2)
@@ -146,7 +153,7 @@ func trickle(x *rawConn, quit <-chan struct{}) {
 		case <-tick.C:
 		}
 		_ = x.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-		if _, err := x.Read(b[:]); err == io.EOF {
+		if _, err := x.Read(b[:]); errors.Is(err, io.EOF) {
 			return
 		}
 	}

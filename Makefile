@@ -51,7 +51,7 @@ kill: ## kill -9 of random nodes 50 times, and of all nodes 20 times, under load
 	CHRONIK_ROUNDS=50 go test -count=1 -timeout 30m -run TestKillRounds -v ./test/kill
 	CHRONIK_ROUNDS=20 go test -count=1 -timeout 30m -run TestKillAll -v ./test/kill
 
-crash: ## cut the power at every step of every story, none left out
+crash: ## cut the power at every step, leave out every sync in turn
 	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v ./test/crash
 
 chaos: ## storms: every nemesis in random order for MINUTES; a line in the tally (root: also cuts in namespaces, full disks)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"chronik/internal/vfs"
 )
@@ -74,6 +75,9 @@ func TestEveryStepOfALife(t *testing.T) {
 func rejoinStory(t *testing.T, tune func(*disk)) *walk {
 	t.Helper()
 	c := newCluster(t, tune)
+	for _, cfg := range c.cfgs {
+		cfg.Raft.ElectionTimeout, cfg.Raft.HeartbeatInterval = 1500*time.Millisecond, 150*time.Millisecond
+	}
 	l := newLoad(c, nil)
 	var member, joining atomic.Bool
 	w := &walk{t: t, power: c.power, disks: func() []*disk { return slices.Clone(c.disks) }, check: readable}
@@ -90,8 +94,10 @@ func rejoinStory(t *testing.T, tune func(*disk)) *walk {
 	}
 	w.begins(tune == nil)
 	defer w.finish()
-	if w.most = 0; !long { // TestRestartFromPowerCuts starts clusters again
-		w.thin = 2
+	// Nodes that are stopped for cuts at all that happens would elect leaders and nothing else.
+	w.most, w.thin, w.rare = 0, 2, 100 // TestRestartFromPowerCuts starts clusters again
+	if long {
+		w.thin, w.rare = 8, 16
 	}
 	c.startAll()
 	member.Store(true)

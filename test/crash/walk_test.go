@@ -33,8 +33,8 @@ type walk struct {
 	check func(shot) error
 	// most is how many of a kind are kept; 0: none.
 	most int
-	// thin: of a kind that has come up that often only each eighth is cut. 0: all are.
-	thin int
+	// thin: of a kind that has come up that often only each rare-th is cut. 0: all are.
+	thin, rare int
 
 	shots chan shot
 	wg    sync.WaitGroup
@@ -81,7 +81,7 @@ func (s shot) String() string { return fmt.Sprintf("%s, %d %% left", s.what, s.p
 
 // begins starts a walk of the whole kind, or only the first errors are of interest.
 func (w *walk) begins(whole bool) {
-	if w.thin = 24; long {
+	if w.thin, w.rare = 24, 8; long {
 		w.thin = 0
 	}
 	if whole {
@@ -178,7 +178,7 @@ func (w *walk) take(kind, what string) {
 	w.kinds[kind]++
 	n := w.kinds[kind]
 	w.mu.Unlock()
-	if w.ended || w.thin > 0 && n > w.thin && n%8 != 0 {
+	if w.ended || w.thin > 0 && n > w.thin && n%w.rare != 0 {
 		return
 	}
 	for _, percent := range percents {

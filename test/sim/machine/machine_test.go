@@ -223,7 +223,7 @@ func TestPool(t *testing.T) {
 		t.Errorf("%d processes", len(p.idle))
 	}
 	// A guest that only computes takes its process with it; another takes its place.
-	r, err := p.Run(t.Context(), Args{CPU: time.Nanosecond, Flags: []string{"-mode", "spin"}})
+	r, err := p.Run(t.Context(), Args{CPU: time.Second, Flags: []string{"-mode", "spin"}})
 	if err != nil || r.Violation == nil || r.Violation.Check != Hung {
 		t.Errorf("%+v, %v", r.Violation, err)
 	}

@@ -266,7 +266,14 @@ func TestDiskFullWhileStaging(t *testing.T) {
 func TestRecordsGoDuringTransfer(t *testing.T) {
 	long(t)
 	e := transferCluster(t, 0)
-	const gone = 20
+	const gone = 5
+	e.c.Eventually(20*time.Second, "there are records to delete", func() error {
+		_, r, err := e.c.Leader("load-0")
+		if err == nil && r.HighWatermark <= gone {
+			err = fmt.Errorf("high watermark %d", r.HighWatermark)
+		}
+		return err
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	offsets := kadm.Offsets{}

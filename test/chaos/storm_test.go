@@ -90,17 +90,20 @@ func TestStorm(t *testing.T) {
 	t.Logf("producers were served again after a node's death: p50 %d ms, p95 %d ms of %d", ta.ServedP50ms, ta.ServedP95ms, ta.Deaths)
 }
 
-// deck deals every nemesis once before any comes again.
-type deck struct{ left []nemesis }
+// deck deals every nemesis once before any comes again. It outlives a cluster, and so holds
+// names: what a nemesis does is bound to its cluster.
+type deck struct{ left []string }
 
 func (d *deck) next(e *env, all []nemesis) nemesis {
 	if len(d.left) == 0 {
-		d.left = slices.Clone(all)
+		for _, n := range all {
+			d.left = append(d.left, n.name)
+		}
 		e.rng.Shuffle(len(d.left), func(i, j int) { d.left[i], d.left[j] = d.left[j], d.left[i] })
 	}
-	n := d.left[0]
+	name := d.left[0]
 	d.left = d.left[1:]
-	return n
+	return all[slices.IndexFunc(all, func(n nemesis) bool { return n.name == name })]
 }
 
 // storm is one cluster's time.

@@ -476,6 +476,9 @@ func (c *Cluster) Ready(id int) error {
 // Get reads JSON from node id's admin address.
 func (c *Cluster) Get(id int, path string, into any) error {
 	client := http.Client{Timeout: 5 * time.Second}
+	if strings.HasPrefix(path, "/v1/digest") {
+		client.Timeout = 25 * time.Second // it reads a whole partition
+	}
 	resp, err := client.Get("http://" + c.Node(id).Admin + path)
 	if err != nil {
 		return err

@@ -29,6 +29,10 @@ const (
 // DefaultMaxDecompressed bounds what a batch may decompress to where a caller sets no bound.
 const DefaultMaxDecompressed = 64 << 20
 
+// measureFrom is how much of a batch is decompressed before it is asked how much there
+// is in all. Most have less.
+const measureFrom = 1 << 20
+
 // maxZstdWindow is the largest window a zstd frame may ask for: level 19 uses
 // 8 MiB. A decoder keeps this much per stream, so it is no place for trust.
 const maxZstdWindow = 32 << 20
@@ -98,11 +102,27 @@ func decompress(dst, src []byte, c Codec, limit int, old bool) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	defer r.release()
+	defer func() { r.release() }()
 	start := len(dst)
 	for {
 		if len(dst) == cap(dst) {
-			dst = append(dst, 0)[:len(dst)]
+			if len(dst)-start >= measureFrom {
+				// Growing step by step would allocate several times what comes out. So the rest is
+				// counted, room made for all of it, and the work begun anew.
+				n, err := r.count(limit - (len(dst) - start))
+				if err != nil {
+					return dst[:start], decompressError(c, err)
+				}
+				sized := make([]byte, start, len(dst)+n+1)
+				copy(sized, dst)
+				r.release()
+				if r, err = newInflater(c, src, old); err != nil {
+					return dst[:start], err
+				}
+				dst = sized
+			} else {
+				dst = append(dst, 0)[:len(dst)]
+			}
 		}
 		// One byte over the limit may be read, to see that there is one.
 		room := dst[len(dst):min(cap(dst), start+limit+1)]
@@ -116,6 +136,25 @@ func decompress(dst, src []byte, c Codec, limit int, old bool) ([]byte, error) {
 		}
 		if err != nil {
 			return dst[:start], decompressError(c, err)
+		}
+	}
+}
+
+// count reads to the end and returns how much that was; more than limit is ErrTooLarge.
+func (f *inflater) count(limit int) (int, error) {
+	buf := getBuffer()
+	defer putBuffer(buf)
+	scratch := (*buf)[:cap(*buf)]
+	for total := 0; ; {
+		n, err := f.Read(scratch)
+		if total += n; total > limit {
+			return 0, errLimit(limit)
+		}
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return 0, err
 		}
 	}
 }
@@ -233,6 +272,9 @@ func (f *inflater) reset(src []byte, old bool) error {
 		f.r = f.lz
 		return nil
 	case Zstd:
+		if err := checkWindows(src); err != nil {
+			return err
+		}
 		if f.zs == nil {
 			d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 				zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderMaxMemory(math.MaxInt32))

@@ -33,10 +33,11 @@ func TestRule5NoPromiseBeforeTheSync(t *testing.T) {
 		l, f := c.leader(), c.follower()
 		third := c.nodes[6-l.id-f.id]
 		var promised atomic.Int64
-		hear := func(nd *node, typ pb.MessageType) {
+		hear := func(nd, from *node, typ pb.MessageType) {
+			id := from.replica().ID()
 			promised.Store(0)
 			nd.setFilter(func(_ transport.PeerInfo, it item) bool {
-				if it.kind == itemMessage && it.from == f.replica().ID() && it.msg.GetType() == typ && !it.msg.GetReject() {
+				if it.kind == itemMessage && it.from == id && it.msg.GetType() == typ && !it.msg.GetReject() {
 					promised.Add(1)
 				}
 				return false
@@ -45,7 +46,7 @@ func TestRule5NoPromiseBeforeTheSync(t *testing.T) {
 		time.Sleep(time.Second) // what the elections and the first entries wrote is durable
 
 		gate := disks[f.id].hold()
-		hear(l, pb.MsgAppResp)
+		hear(l, f, pb.MsgAppResp)
 		c.net.Isolate(third.id)
 		got := l.propose("b=1", ProposeOptions{Deadline: time.Now().Add(3 * time.Second)})
 		if got.err == nil || promised.Load() > 0 {
@@ -59,7 +60,7 @@ func TestRule5NoPromiseBeforeTheSync(t *testing.T) {
 		l, f = c.leader(), c.follower()
 		third = c.nodes[6-l.id-f.id]
 		gate = disks[f.id].hold()
-		hear(third, pb.MsgVoteResp)
+		hear(third, f, pb.MsgVoteResp)
 		c.net.Isolate(l.id)
 		third.replica().Campaign()
 		time.Sleep(5 * time.Second)

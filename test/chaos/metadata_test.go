@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -124,12 +125,12 @@ func (m *metaLoad) call(cl *kgo.Client, c *check.Call) {
 			}
 		}
 	}
-	switch kerr.ErrorForCode(code) {
-	case nil:
+	switch err := kerr.ErrorForCode(code); {
+	case err == nil:
 		c.Answer = check.OK
-	case kerr.TopicAlreadyExists:
+	case errors.Is(err, kerr.TopicAlreadyExists):
 		c.Answer = check.Exists
-	case kerr.UnknownTopicOrPartition, kerr.UnknownTopicID:
+	case errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.UnknownTopicID):
 		c.Answer = check.Absent
 	default:
 		c.Answer = check.Unknown

@@ -9,7 +9,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// What calls do to a topic.
+// Action is what a call does to a topic.
 type Action int
 
 // The actions.
@@ -21,7 +21,7 @@ const (
 	caughtUp // not a call: the node has answered a write and knows it from now on
 )
 
-// What a call was answered.
+// Answer is what a call was answered.
 type Answer int
 
 // The answers.

@@ -33,13 +33,19 @@ func main() {
 	// The log is always written: what is not logged would be another run. The host drops it.
 	opt.log = slog.New(slog.NewTextHandler(os.Stdout, nil))
 	w := newWorld(opt)
+	show("PLAN", w.faults())
 	w.run()
-	out, err := json.Marshal(w.result())
-	if err != nil {
-		panic(err)
-	}
-	fmt.Printf("RESULT %s\n", out)
+	show("RESULT", w.result())
 	if w.violation != nil {
 		os.Exit(1)
 	}
+}
+
+// show prints a line for the host.
+func show(word string, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("%s %s\n", word, b)
 }

@@ -264,11 +264,18 @@ func (w *world) whole() error {
 func (w *world) result() result {
 	r := result{
 		Seed: w.opt.seed, Steps: w.opt.steps, Hash: w.trace.sum(), Events: w.trace.frames + w.counts["acked"] + w.counts["read"],
-		VirtualNS: int64(time.Since(w.trace.began)), Violation: w.violation, Counts: w.counts, Faults: []string{},
+		VirtualNS: int64(time.Since(w.trace.began)), Violation: w.violation, Counts: w.counts, Faults: w.faults(),
 	}
 	r.Counts["frames"], r.Counts["chunks"], r.Counts["bytes"], r.Counts["disk"] = w.trace.frames, w.trace.chunks, w.trace.bytes, w.trace.ops
-	for _, f := range w.plan {
-		r.Faults = append(r.Faults, f.String())
-	}
+	r.Counts["nodes"] = int64(len(w.nodes))
 	return r
+}
+
+// faults are the plan, in its order.
+func (w *world) faults() []string {
+	out := []string{}
+	for _, f := range w.plan {
+		out = append(out, f.String())
+	}
+	return out
 }

@@ -35,6 +35,12 @@ fmt: ## gofumpt everything
 fuzz: ## fuzz what reads disks and strangers for FUZZTIME, the rest for FUZZREST
 	@test/fuzz.sh $(FUZZTIME) $(FUZZREST)
 
+fuzz-long: ## fuzz each target for 10 minutes, PARALLEL of them side by side, into test/fuzz-tally.tsv
+	@PARALLEL=$${PARALLEL:-2} TALLY=test/fuzz-tally.tsv test/fuzz.sh $${FUZZTIME:-10m}
+
+fuzz-corpus: ## commit-ready inputs from the fuzzing cache into testdata/fuzz
+	@test/fuzz-corpus.sh
+
 e2e: ## three stories with kafka-python 2.0.2 (needs python3)
 	@test/e2e/run.sh
 
@@ -75,4 +81,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill chaos s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill chaos s3 demo-input start-time transfer bench bench-snapshot docs full

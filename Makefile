@@ -41,6 +41,12 @@ fmt: ## gofumpt everything
 fuzz: ## fuzz what reads disks and strangers for FUZZTIME, the rest for FUZZREST
 	@test/fuzz.sh $(FUZZTIME) $(FUZZREST)
 
+fuzz-long: ## fuzz each target for 10 minutes, PARALLEL of them side by side, into test/fuzz-tally.tsv
+	@PARALLEL=$${PARALLEL:-2} TALLY=test/fuzz-tally.tsv test/fuzz.sh $${FUZZTIME:-10m}
+
+fuzz-corpus: ## commit-ready inputs from the fuzzing cache into testdata/fuzz
+	@test/fuzz-corpus.sh
+
 e2e: ## three stories with kafka-python 2.0.2 (needs python3)
 	@test/e2e/run.sh
 
@@ -105,4 +111,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full

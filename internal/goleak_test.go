@@ -13,9 +13,10 @@ import (
 
 // noLeakTest are packages with goroutines and without tests of their own: whose tests run them stands here.
 var noLeakTest = map[string]string{
-	"internal/bucket/buckettest": "internal/bucket",
-	"test/bench":                 "nobody's: a program, which ends",
-	"test/harness":               "every package that imports it",
+	"internal/bucket/buckettest":      "internal/bucket",
+	"test/sim/guest":                  "nobody's: a program, which ends",
+	"test/sim/machine/testdata/guest": "nobody's: a program, which ends",
+	"test/bench":                      "nobody's: a program, which ends",
 }
 
 // pkgFiles is what of a package matters here.

@@ -215,10 +215,10 @@ func (c *Coordinator) mayDeleteOffsets(group string) (code int16, subscribed map
 func subscribedTopics(metadata []byte) ([]string, error) {
 	r := &reader{b: metadata}
 	version, n := r.int16be(), r.int32be()
-	if r.bad || version < 0 || n < -1 || int(n) > len(r.b)/2 {
+	if r.bad || version < 0 || int(n) > len(r.b)/2 {
 		return nil, fmt.Errorf("%w: subscription of %d bytes, version %d, %d topics", ErrCorrupt, len(metadata), version, n)
 	}
-	topics := make([]string, 0, max(0, n)) // -1: null
+	topics := make([]string, 0, max(0, n)) // negative: null
 	for range n {
 		size := r.int16be()
 		if size < 0 || int(size) > len(r.b) {

@@ -156,6 +156,9 @@ func (m *membership) next(cc *pb.ConfChangeV2, last ident.Index) (*membership, e
 			return nil, err
 		}
 	}
+	if !knownTransition(cc.GetTransition()) {
+		return nil, fmt.Errorf("%w: transition %d", ErrConfChangeRefused, cc.GetTransition()) // raft would panic
+	}
 	cfg, err := changed(m.conf, cc, last)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfChangeRefused, err)
@@ -176,6 +179,10 @@ func (m *membership) refuseDemotion(cc *pb.ConfChangeV2, meant []ident.ReplicaID
 		}
 	}
 	return nil
+}
+
+func knownTransition(t pb.ConfChangeTransition) bool {
+	return t == pb.ConfChangeTransitionAuto || t == pb.ConfChangeTransitionJointImplicit || t == pb.ConfChangeTransitionJointExplicit
 }
 
 // changed computes the configuration after cc with raft's own rules.

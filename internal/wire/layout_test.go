@@ -212,7 +212,7 @@ func FuzzBody(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if cost < 0 || cost > 400*(len(b)+1) {
+		if cost < 0 || cost > 33*(len(b)+1) {
 			t.Fatalf("%d bytes cost %d", len(b), cost)
 		}
 		req.SetVersion(version)

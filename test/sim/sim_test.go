@@ -12,12 +12,14 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"chronik/test/sim/machine"
 )
 
 func TestMain(m *testing.M) {
 	machine.Worker()
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // small runs machine's own test guest, which is compiled once.

@@ -10,11 +10,13 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
 	Worker()
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // The guest is compiled once for all tests.

@@ -7,7 +7,7 @@
 //	    ──▶ durable step    ──▶ cut ──▶ start them: all that was acknowledged is there
 //
 // A walk does both at every change of a disk, named point and acknowledgement of a story: a node's life,
-// a founding and a rejoin (docs/adr/0019-cutting-at-every-step.md).
+// a founding and a rejoin (docs/adr/0018-cutting-at-every-step.md).
 //
 // Each kind of sync, and in the long form the syncs of each line of the sources, is also left out once,
 // to see that this is noticed.

@@ -53,7 +53,7 @@ const bucketURL = "file:///bucket"
 // tuneLife makes a node do in seconds what it does in days.
 func tuneLife(c *cluster) {
 	cfg := c.cfgs[0]
-	cfg.ObjectStore.URL, cfg.ObjectStore.UploadInterval, cfg.ObjectStore.Grace = bucketURL, time.Hour, time.Second
+	cfg.ObjectStore.URL, cfg.ObjectStore.UploadInterval, cfg.ObjectStore.Grace = bucketURL, time.Hour, 4*time.Second
 	cfg.Snapshot.RetentionCount = 1
 	cfg.Raftlog.MaxBytes = 3 * fileBytes
 }

@@ -32,7 +32,7 @@ var spoils = []spoiled{
 	{"flipped header bit", func(good, _ []byte) []byte { good[20] ^= 4; return good }, "header CRC ", ""},
 	{"flipped blob bit", func(good, _ []byte) []byte { good[len(good)-40] ^= 4; return good }, "blob in bytes ", ""},
 	{"foreign file", func(_, _ []byte) []byte { return []byte(strings.Repeat("not a checkpoint\n", 50)) }, "at byte 0", ""},
-	{"unknown version", func(good, _ []byte) []byte { good[8] = 99; return good }, "version 99 is not 1 at byte 8", ""},
+	{"unknown version", func(good, _ []byte) []byte { good[8] = 99; return good }, "version 99, this release knows 1", ""},
 	{"another group's", func(_, other []byte) []byte { return other }, "", " is of group "},
 }
 

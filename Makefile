@@ -76,7 +76,7 @@ sim: ## deterministic simulation: make sim SEED=17 STEPS=340, or make sim N=1000
 	go run ./test/sim -steps $(STEPS) $(if $(SEED),-seed $(SEED) -v,-n $(N)) $(SIMFLAGS)
 
 sim-ci: ## as many of 200 simulated seeds as fit in five minutes
-	go run ./test/sim -steps $(STEPS) -n 200 -for 5m $(SIMFLAGS)
+	go run ./test/sim -steps 150 -n 200 -for 5m $(SIMFLAGS)
 
 limits: ## ten times the sustained load for a minute; 5,000 idle connections and 500 slow readers
 	CHRONIK_TEST_LIMITS=1 go test -count=1 -timeout 30m -v ./test/limits

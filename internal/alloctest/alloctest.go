@@ -22,9 +22,10 @@ const (
 //
 // The figure may miss what lies in the allocator's caches of small objects, at most
 // some MiB. It needs no pause of the world, so that it can stand in each fuzz target.
+// Under the race detector it holds nobody to anything.
 func Bound(tb testing.TB, size int) func() {
 	tb.Helper()
-	if size > MaxInput {
+	if size > MaxInput || racing {
 		return func() {}
 	}
 	before := allocated()
@@ -46,6 +47,9 @@ func allocated() uint64 {
 // Worst gives each of decoders each input, by itself under Bound.
 func Worst(t *testing.T, inputs map[string][]byte, decoders ...func(b []byte)) {
 	t.Helper()
+	if racing {
+		t.Skip("what is allocated under the race detector says nothing; the plain run counts it")
+	}
 	for name, b := range inputs {
 		t.Run(name, func(t *testing.T) {
 			if len(b) > MaxInput {

@@ -429,6 +429,8 @@ func TestQueueKeepsPins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, tree{"0.log": noise(1, 10)}, "0.log")
 		g.newReceiver(ReceiverOptions{MaxConcurrent: 1})
+		// Who is done has said so before the next one's chunk arrives.
+		g.wire.hook = hookEvery(MethodChunk, func() { time.Sleep(time.Second) })
 		noErr(t, g.recv.slots.acquire(t.Context(), PriorityMeta, shares, time.Hour, nil)) // somebody else runs
 		var mu sync.Mutex
 		var order []string

@@ -170,7 +170,7 @@ func (s *sim) args(seed uint64) machine.Args {
 func (s *sim) one(ctx context.Context) error {
 	a := s.args(s.seed)
 	if s.verbose {
-		a.Flags, a.Log = append([]string{"-v"}, a.Flags...), s.out
+		a.Log = s.out // the guest is not told: it would be another run
 	}
 	r, err := s.run(ctx, a, s.check == 1)
 	if err != nil {

@@ -323,33 +323,45 @@ func (c *checker) order(final map[place]string) {
 	}
 }
 
-// digests compares what the replicas hold.
+// digests compares what the replicas hold. Damage that nobody has read until now is found by this, and
+// its replica replaced: then there are three to compare.
 func (c *checker) digests() {
 	for p := range int32(partitions) {
-		from, to := int64(0), int64(-1)
-		for _, n := range c.w.nodes {
-			for _, r := range n.source().Replicas().Replicas {
-				if r.Topic == topic && r.Partition == p {
-					from = max(from, r.LogStartOffset)
-					if to < 0 || r.HighWatermark < to {
-						to = r.HighWatermark
-					}
+		c.w.await(fmt.Sprintf("digests of partition %d", p), convergence, func() error { return c.digest(p) })
+	}
+}
+
+func (c *checker) digest(p int32) error {
+	from, to := int64(0), int64(-1)
+	for _, n := range c.w.nodes {
+		for _, r := range n.source().Replicas().Replicas {
+			if r.Topic == topic && r.Partition == p {
+				from = max(from, r.LogStartOffset)
+				if to < 0 || r.HighWatermark < to {
+					to = r.HighWatermark
 				}
 			}
 		}
-		var sums []string
-		for _, n := range c.w.nodes {
-			d, err := n.source().Digest(topic, p, from, to)
-			if err == nil {
-				sums = append(sums, d.SHA256)
-			}
-		}
-		for _, s := range sums {
-			if s != sums[0] || len(sums) < 3 {
-				c.w.fail("replicas hold the same bytes", "partition %d, %d to %d: %v", p, from, to, sums)
-			}
+	}
+	var sums []string
+	var failed error
+	for _, n := range c.w.nodes {
+		d, err := n.source().Digest(topic, p, from, to)
+		if err == nil {
+			sums = append(sums, d.SHA256)
+		} else {
+			failed = fmt.Errorf("node %d: %w", n.id, err)
 		}
 	}
+	for _, s := range sums {
+		if s != sums[0] {
+			c.w.fail("replicas hold the same bytes", "partition %d, %d to %d: %v", p, from, to, sums)
+		}
+	}
+	if len(sums) < 3 {
+		return fmt.Errorf("%d replicas have told: %w", len(sums), failed)
+	}
+	return nil
 }
 
 // remains looks for what must be gone when nothing is under way.

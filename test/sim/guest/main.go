@@ -20,7 +20,6 @@ func main() {
 	flag.IntVar(&opt.steps, "steps", defaultSteps, "steps of virtual time before everything is mended")
 	flag.IntVar(&opt.nodes, "nodes", 0, "nodes; 0: as the seed says")
 	skip := flag.String("skip", "", "numbers of faults to leave out, with commas between")
-	_ = flag.Bool("v", false, "what the host prints is its own matter: the log is written either way")
 	flag.Parse()
 	opt.skip = map[int]bool{}
 	for _, s := range strings.Split(*skip, ",") {

@@ -364,16 +364,23 @@ func (c *checker) digest(p int32) error {
 	return nil
 }
 
-// remains looks for what must be gone when nothing is under way.
+// remains waits until what is under way is over, and looks for what must be gone then.
 func (c *checker) remains() {
-	for _, n := range c.w.nodes {
-		if t := n.source().Transfers(); len(t) > 0 {
-			c.w.fail("pins and staging return to nothing", "node %d: %+v", n.id, t)
-		}
-		walk(n.disk.files(), "data/replicas", func(name string) {
-			if strings.Contains(name, ".staging/") {
-				c.w.fail("pins and staging return to nothing", "node %d: %s", n.id, name)
+	c.w.await("pins and staging return to nothing", convergence, func() error {
+		for _, n := range c.w.nodes {
+			if t := n.source().Transfers(); len(t) > 0 {
+				return fmt.Errorf("node %d: %+v", n.id, t)
 			}
-		})
-	}
+			left := ""
+			walk(n.disk.files(), "data/replicas", func(name string) {
+				if strings.Contains(name, ".staging/") {
+					left = name
+				}
+			})
+			if left != "" {
+				return fmt.Errorf("node %d: %s", n.id, left)
+			}
+		}
+		return nil
+	})
 }

@@ -209,10 +209,10 @@ func (s *Server) add(nc net.Conn) {
 			s.lastRefused = now
 		}
 		s.mu.Unlock()
-		_ = nc.Close()
-		if n := s.refused.Add(1); !quiet {
+		if n := s.refused.Add(1); !quiet { // before the client can see it: who finds a closed connection finds the reason
 			s.log.Warn("refused connection", "peer", nc.RemoteAddr().String(), "reason", "too many connections (kafka.max_connections)", "limit", s.opt.MaxConns, "refused", n)
 		}
+		_ = nc.Close()
 		return
 	}
 	c := newConn(s, nc, s.nextID.Add(1))

@@ -157,6 +157,8 @@ func (h peerHandler) Call(ctx context.Context, from transport.PeerInfo, method s
 		return s.serveSubmit(ctx, req)
 	case methodStoreOf:
 		return s.serveStoreOf(ctx, req)
+	case methodReached:
+		return s.serveReached(), nil
 	case methodPrepare:
 		return nil, s.boot.servePrepare(from.Store, req)
 	case methodCommit:

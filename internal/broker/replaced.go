@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"chronik/internal/ident"
+	"chronik/internal/raftgroup"
 )
 
 // methodStoreOf asks a member which store the metadata has for a node (4 bytes,
@@ -27,6 +29,7 @@ const (
 func (s *session) awaitMetadata(ctx context.Context) error {
 	doubt := time.NewTimer(doubtAfter)
 	defer doubt.Stop()
+	said := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -35,11 +38,42 @@ func (s *session) awaitMetadata(ctx context.Context) error {
 			return nil
 		case <-doubt.C:
 		}
+		if why := s.metadataWait(); why != said {
+			said = why
+			s.log.Warn("metadata group not heard yet", "reason", why)
+		}
 		if err := s.replacedBy(ctx); err != nil {
 			return err
 		}
 		doubt.Reset(doubtEvery)
 	}
+}
+
+// metadataWait says why this node's Image is not current yet.
+func (s *session) metadataWait() string {
+	why := "it has no replica here yet"
+	if r := s.host.Replica(ident.MetaGroup); r != nil {
+		switch st := r.Status(); {
+		case st.State == raftgroup.StateQuarantined:
+			why = "its replica here is quarantined: " + st.Reason
+		case st.State == raftgroup.StateReceiving:
+			why = "its snapshot is on the way here"
+		case st.LeaderNode == 0:
+			why = "no leader of it is heard"
+		case st.LeaderNode != s.node && !s.tr.Connected(st.LeaderNode):
+			why = fmt.Sprintf("its leader, node %d, is out of reach", st.LeaderNode)
+		default:
+			why = fmt.Sprintf("its leader, node %d, is heard", st.LeaderNode)
+		}
+	}
+	reached := s.reached()
+	var missed []ident.NodeID
+	for _, p := range s.tr.Peers() {
+		if !slices.Contains(reached, p.Node) {
+			missed = append(missed, p.Node)
+		}
+	}
+	return fmt.Sprintf("%s; in reach: nodes %v, out of reach: nodes %v", why, reached[1:], missed)
 }
 
 // doubtIdentity ends the session when the metadata has another store for this node. A process that was

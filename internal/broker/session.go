@@ -156,6 +156,9 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	return s, nil
 }
 
+// phaseMetadata is the phase in which readiness says more: metadataWait.
+const phaseMetadata = "waiting for the metadata group"
+
 func (s *session) setPhase(what string) { s.phase.Store(what) }
 
 // openLog opens the raftlog. A store without its log, or a log of another store, is lost (correctness rule 9).
@@ -266,6 +269,7 @@ func (s *session) run(parent context.Context) error {
 	s.tr.Start()
 	s.tasks.Go(func() { s.announce(ctx) })
 	s.tasks.Go(func() { s.watchQuorum(ctx) })
+	s.tasks.Go(func() { s.watchReach(ctx) })
 	errs := make(chan error, 1)
 	s.tasks.Go(func() { errs <- s.start(ctx) })
 	for {
@@ -295,7 +299,7 @@ func (s *session) start(ctx context.Context) error {
 	s.releaseAll()
 	s.tasks.Go(func() { s.reconcile(ctx) })
 	s.kick()
-	s.setPhase("waiting for the metadata group")
+	s.setPhase(phaseMetadata)
 	if err := s.awaitMetadata(ctx); err != nil {
 		return err
 	}

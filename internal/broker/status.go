@@ -29,11 +29,15 @@ func (v view) Ready() error {
 		return errNoSession
 	}
 	short := s.quorumError()
+	phase := s.phase.Load().(string)
+	if phase == phaseMetadata {
+		phase += ": " + s.metadataWait()
+	}
 	switch serving := s.serving.Load(); {
 	case !serving && short != nil:
-		return fmt.Errorf("%s; %w", s.phase.Load(), short)
+		return fmt.Errorf("%s; %w", phase, short)
 	case !serving:
-		return errors.New(s.phase.Load().(string))
+		return errors.New(phase)
 	case short != nil:
 		return short
 	}

@@ -226,7 +226,7 @@ func restoreRunning(e *env) string {
 func (e *env) wipeIfRefused(id int) string {
 	e.t.Helper()
 	refused := false
-	e.c.Eventually(20*time.Second, "node serves or refuses", func() error {
+	e.c.Eventually(40*time.Second, "node serves or refuses", func() error { // also beside a cut, until leaderships have moved
 		if !e.c.Node(id).Alive() {
 			refused = true
 			return nil

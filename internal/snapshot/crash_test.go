@@ -2,9 +2,12 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -273,6 +276,7 @@ type oneBadSync struct {
 	mu     sync.Mutex
 	failed bool
 	lost   bool
+	onFail func()
 }
 
 func (o *oneBadSync) OpenReadWrite(name string, cat vfs.WriteCategory, opts ...pebblevfs.OpenOption) (vfs.File, error) {
@@ -281,6 +285,20 @@ func (o *oneBadSync) OpenReadWrite(name string, cat vfs.WriteCategory, opts ...p
 		return f, err
 	}
 	return &badSyncFile{f, o}, nil
+}
+
+func (o *oneBadSync) Open(name string, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.Open(name, opts...)
+	if err != nil || name != o.target {
+		return f, err
+	}
+	return &badSyncFile{f, o}, nil
+}
+
+func (o *oneBadSync) hasFailed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.failed
 }
 
 func (o *oneBadSync) Remove(name string) error {
@@ -306,9 +324,107 @@ func (f *badSyncFile) try(sync func() error) error {
 	switch {
 	case !f.o.failed:
 		f.o.failed, f.o.lost = true, true
+		if f.o.onFail != nil {
+			f.o.onFail()
+		}
 		return syscall.EIO
 	case f.o.lost:
 		return nil
 	}
 	return sync()
+}
+
+// TestDonorAfterAFailedSync: a file of this node is whole and its sync fails. No later sync makes it fit to be
+// linked: its bytes are copied, also by another Receiver, which is what a restart of the process makes.
+func TestDonorAfterAFailedSync(t *testing.T) {
+	for _, tt := range []struct{ name, dir string }{
+		{"the live generation's", GenDir(sinkDir, 1)},
+		{"a donor's", "/donor/g1"},
+		{"an earlier fetch's", StagingDir(sinkDir, 2)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			files := tree{"0.log": noise(1, 1000), "1.log": noise(2, 1000)}
+			g := newRig(t, files, "0.log", "1.log")
+			g.opt.Donors = []string{"/donor/g1"}
+			mkdirs(t, g.fs, tt.dir)
+			noErr(t, vfs.SyncDir(g.fs, path.Dir(tt.dir)))
+			f := must(g.fs.Create(tt.dir+"/0.log", vfs.CategorySegment))
+			must(f.Write(bytes.Clone(files["0.log"])))
+			noErr(t, f.Close())
+			noErr(t, vfs.SyncDir(g.fs, tt.dir))
+			fs := &oneBadSync{FS: g.fs, target: tt.dir + "/0.log"}
+			g.recv = NewReceiver(ReceiverOptions{FS: fs, Parallel: 1})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			fs.onFail = cancel // before it has a copy
+			_, err := g.recv.Fetch(ctx, g.offer(), g.opt, g.wire)
+			if err == nil || !fs.hasFailed() {
+				t.Fatalf("failed %v: %v", fs.hasFailed(), err)
+			}
+			g.recv = NewReceiver(ReceiverOptions{FS: fs, Parallel: 1})
+			got := must(g.fetch())
+			if got.BytesReused < 1000 {
+				t.Errorf("%d bytes reused", got.BytesReused)
+			}
+			g.check(g.fs, got.Dir)
+			g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), got.Dir)
+		})
+	}
+}
+
+// TestStagingAfterAFailedDirectorySync: names whose sync failed are not trusted to a later one.
+func TestStagingAfterAFailedDirectorySync(t *testing.T) {
+	for _, dir := range []string{StagingDir(sinkDir, 2), sinkDir} {
+		t.Run(dir, func(t *testing.T) {
+			g := newRig(t, tree{"0.log": noise(1, 1000)}, "0.log")
+			mkdirs(t, g.fs, sinkDir)
+			noErr(t, vfs.SyncDir(g.fs, "/"))
+			fs := &oneBadDirSync{FS: g.fs, target: dir}
+			g.recv = NewReceiver(ReceiverOptions{FS: fs})
+			_, err := g.fetch()
+			wantErr(t, err, syscall.EIO)
+			g.recv = NewReceiver(ReceiverOptions{FS: fs})
+			got := must(g.fetch())
+			g.check(g.fs, got.Dir)
+			if fs.made == 0 {
+				t.Fatal("the directory whose names were lost was used again")
+			}
+			if left := must(vfs.List(g.fs, sinkDir)); !slices.Equal(left, []string{"g2"}) {
+				t.Errorf("left %v", left)
+			}
+		})
+	}
+}
+
+// oneBadDirSync fails the first sync of a directory. Then it counts how often the staging is made anew.
+type oneBadDirSync struct {
+	vfs.FS
+	target string
+	failed bool
+	made   int
+}
+
+func (o *oneBadDirSync) OpenDir(name string) (vfs.File, error) {
+	f, err := o.FS.OpenDir(name)
+	if err == nil && name == o.target && !o.failed {
+		f = &badDir{f, o}
+	}
+	return f, err
+}
+
+func (o *oneBadDirSync) MkdirAll(name string, perm os.FileMode) error {
+	if _, err := o.FS.Stat(name); o.failed && errors.Is(err, os.ErrNotExist) && name == StagingDir(sinkDir, 2) {
+		o.made++
+	}
+	return o.FS.MkdirAll(name, perm)
+}
+
+type badDir struct {
+	vfs.File
+	o *oneBadDirSync
+}
+
+func (d *badDir) Sync() error {
+	d.o.failed = true
+	return syscall.EIO
 }

@@ -103,7 +103,8 @@ type Receiver struct {
 	from     ledger               // what came over the network
 	live     map[string]*transfer // by Base
 	attempts map[ident.GroupID]int
-	reserved int64 // bytes that running Fetches will still write
+	reserved int64           // bytes that running Fetches will still write
+	unsynced map[string]bool // paths whose sync failed, marked on the disk, too
 }
 
 // NewReceiver returns a Receiver.
@@ -125,6 +126,7 @@ func NewReceiver(opt ReceiverOptions) *Receiver {
 		slots:    slots{free: shares * opt.MaxConcurrent},
 		live:     make(map[string]*transfer),
 		attempts: make(map[ident.GroupID]int),
+		unsynced: make(map[string]bool),
 	}
 }
 

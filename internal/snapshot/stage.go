@@ -87,6 +87,9 @@ func largestChunk(man *Manifest) int {
 // for what is surely missing.
 func (t *transfer) prepare(man *Manifest) error {
 	fs, base := t.r.opt.FS, t.opt.Base
+	if err := t.removeUnsynced(); err != nil {
+		return err
+	}
 	gs, err := Generations(fs, base)
 	if err != nil {
 		return err
@@ -284,8 +287,8 @@ func (t *transfer) hashPart(name string, mf *ManifestFile, have []bool, buf []by
 	if err != nil {
 		return 0, err
 	}
-	if st.Size() > mf.Size {
-		return 0, t.r.opt.FS.Remove(name)
+	if st.Size() > mf.Size || t.r.isUnsynced(name) {
+		return 0, errors.Join(t.r.opt.FS.Remove(name), t.r.clearUnsynced(name))
 	}
 	f, err := t.r.opt.FS.Open(name)
 	if err != nil {
@@ -307,8 +310,8 @@ type candidate struct {
 }
 
 // hashCandidate finds out which chunks that are not in have a local file can
-// give. A file that cannot be opened, synced or read gives nothing; err is the
-// transfer's end.
+// give. A file that cannot be opened or read gives nothing, one that cannot be synced, or
+// once could not, gives copies of its chunks; err is the transfer's end.
 func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf []byte) (c candidate, err error) {
 	f, err := t.r.opt.FS.Open(name)
 	if err != nil {
@@ -327,11 +330,12 @@ func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf
 		t.unreadable(name, err)
 		return c, nil
 	}
-	linkable := st.Size() == mf.Size && !slices.Contains(have, true)
+	linkable := st.Size() == mf.Size && !slices.Contains(have, true) && !t.r.isUnsynced(name)
 	if linkable {
 		if err := f.SyncData(); err != nil {
-			t.unreadable(name, err)
-			return c, nil
+			t.unreadable(name, fmt.Errorf("sync: %w", err))
+			t.r.markUnsynced(name)
+			linkable = false
 		}
 	}
 	c.size, c.match = st.Size(), make([]bool, mf.Chunks())
@@ -505,7 +509,11 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 // write it may since take for written: the next Fetch would find every byte in the
 // page cache, and its sync would say yes.
 func (t *transfer) syncFailed(name string, err error) error {
-	return errors.Join(fmt.Errorf("sync %s: %w", name, err), removeIfThere(t.r.opt.FS, name))
+	rmErr := removeIfThere(t.r.opt.FS, name)
+	if rmErr != nil {
+		t.r.markUnsynced(name)
+	}
+	return errors.Join(fmt.Errorf("sync %s: %w", name, err), rmErr)
 }
 
 // keepNames makes what is in staging findable after a power loss. A small snapshot
@@ -513,7 +521,7 @@ func (t *transfer) syncFailed(name string, err error) error {
 func (t *transfer) keepNames() error {
 	invariant.Point("snapshot.stage.keep-names")
 	t.unnamed.Store(0)
-	return errors.Join(vfs.SyncDir(t.r.opt.FS, t.staging), vfs.SyncDir(t.r.opt.FS, t.opt.Base))
+	return t.syncStagingDirs(t.staging, t.opt.Base)
 }
 
 // work fetches chunks until there are no more jobs or the transfer has failed.
@@ -627,7 +635,7 @@ func (t *transfer) publish() error {
 	}
 	invariant.Check(found == len(t.space), "staging %s has %d of %d files", t.staging, found, len(t.space))
 	invariant.Point("snapshot.stage.dir-sync")
-	if err := vfs.SyncDir(fs, t.staging); err != nil {
+	if err := t.syncStagingDirs(t.staging); err != nil {
 		return err
 	}
 	invariant.Point("snapshot.generation.rename")
@@ -635,7 +643,7 @@ func (t *transfer) publish() error {
 		return err
 	}
 	invariant.Point("snapshot.generation.renamed")
-	if err := vfs.SyncDir(fs, t.opt.Base); err != nil {
+	if err := t.syncStagingDirs(t.opt.Base); err != nil {
 		return err
 	}
 	invariant.Point("snapshot.generation.durable")

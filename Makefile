@@ -14,7 +14,7 @@ MINUTES ?= 10
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
-LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
+LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|FullDiskUnderLoad|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -8,10 +8,9 @@ import (
 )
 
 // TestDisk holds correctness rule 31: records are refused before the disk is
-// full, with what is in flight taken into account, and the ballast is given up before
-// the log finds no room.
+// full, with what is in flight taken into account; then nothing is taken from leaders; and the ballast is the raftlog's.
 func TestDisk(t *testing.T) {
-	const file = 1 << 20 // so the reserve is 2 MiB and the ballast 1 MiB
+	const file = 1 << 20 // so the reserve is 2 MiB and the ballast a little more than 1 MiB
 	fs := vfs.NewCrashableMem()
 	if err := fs.MkdirAll("/data", 0o755); err != nil {
 		t.Fatal(err)
@@ -21,31 +20,42 @@ func TestDisk(t *testing.T) {
 	space := 0
 	d.onSpace = func() { space++ }
 	for _, c := range []struct {
-		name          string
-		free          uint64
-		flight        int64
-		full, ballast bool
-		space         int
+		name                 string
+		free                 uint64
+		flight               int64
+		full, tight, ballast bool
+		gave                 bool // the log asks for room and gets it
+		space                int
 	}{
-		{"no room for a ballast", 4*file - 1, 0, false, false, 0},
-		{"room", 4 * file, 0, false, true, 0},
-		{"at the reserve", 2 * file, 0, false, true, 0},
-		{"below it", 2*file - 1, 0, true, true, 0},
-		{"above it, without slack", 2 * file, 0, true, true, 0},
-		{"above it", 2*file + file/4, 0, false, true, 1},
-		{"what is in flight comes on top, twice", 3 * file, file/2 + 1, true, true, 1},
-		{"and is done", 3 * file, 0, false, true, 2},
-		{"nearly full", file / 2, 0, true, true, 2},
-		{"the ballast goes", file/2 - 1, 0, true, false, 2},
-		{"space returns", 10 * file, 0, false, true, 3},
+		{"no room for a ballast", 4 * file, 0, false, false, false, false, 0},
+		{"room", 5 * file, 0, false, false, true, false, 0},
+		{"at the reserve", 2 * file, 0, false, false, true, false, 0},
+		{"below it", 2*file - 1, 0, true, false, true, false, 0},
+		{"above it, without slack", 2 * file, 0, true, false, true, false, 0},
+		{"above it", 2*file + file/4, 0, false, false, true, false, 1},
+		{"what is in flight comes on top, twice", 3 * file, file/2 + 1, true, false, true, false, 1},
+		{"and is done", 3 * file, 0, false, false, true, false, 2},
+		{"one file is left", file, 0, true, false, true, false, 2},
+		{"less", file - 1, 0, true, true, true, false, 2},
+		{"nothing is left", 0, 0, true, true, true, false, 2},
+		{"the log needs a file", 0, 0, true, true, false, true, 2},
+		{"which makes no space", 2 * file, 0, true, true, false, false, 2},
+		{"leaders are followed again, clients' records wait for what is in flight", 3 * file, file/2 + 1, true, false, false, false, 3},
+		{"space returns", 10 * file, 0, false, false, true, false, 4},
 	} {
 		fs.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: c.free, UsedBytes: 1<<40 - c.free})
 		inFlight = used(c.flight)
 		d.look()
-		_, err := fs.Stat("/data/" + ballastName)
-		if d.full.Load() != c.full || (err == nil) != c.ballast || space != c.space {
-			t.Errorf("%s: full %v, ballast %v, space returned %d times", c.name, d.full.Load(), err == nil, space)
+		if c.gave && !d.giveUp() {
+			t.Errorf("%s: no ballast", c.name)
 		}
+		_, err := fs.Stat("/data/" + ballastName)
+		if d.full.Load() != c.full || d.tight.Load() != c.tight || (err == nil) != c.ballast || d.hasBallast() != c.ballast || space != c.space {
+			t.Errorf("%s: full %v, tight %v, ballast %v, space returned %d times", c.name, d.full.Load(), d.tight.Load(), err == nil, space)
+		}
+	}
+	if !d.giveUp() || d.giveUp() {
+		t.Error("the ballast is given up once")
 	}
 }
 

@@ -131,6 +131,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 			_ = s.store.Close() // the first error counts
 		}
 	}()
+	s.disk = newDisk(b.fs, cfg.Node.DataDir, s.quota, int64(cfg.Raftlog.FileBytes), s.log)
 	if s.rlog, err = s.openLog(); err != nil {
 		return nil, err
 	}
@@ -143,7 +144,6 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 		return nil, err
 	}
 	s.openedLSN = s.rlog.DurableLSN()
-	s.disk = newDisk(b.fs, cfg.Node.DataDir, s.quota, int64(cfg.Raftlog.FileBytes), s.log)
 	s.disk.look()
 	s.wire = wire.NewServer(wire.Options{
 		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Logger: s.log}),
@@ -165,7 +165,7 @@ func (s *session) setPhase(what string) { s.phase.Store(what) }
 func (s *session) openLog() (*raftlog.Log, error) {
 	opts := raftlog.Options{
 		FS: s.b.fs, Dir: s.logDir(), Store: s.store.ID(), Create: s.store.Blank(),
-		MaxBytes: int64(s.cfg.Raftlog.MaxBytes), FileBytes: int64(s.cfg.Raftlog.FileBytes), Logger: s.log,
+		MaxBytes: int64(s.cfg.Raftlog.MaxBytes), FileBytes: int64(s.cfg.Raftlog.FileBytes), MakeRoom: s.disk.giveUp, Logger: s.log,
 	}
 	l, err := raftlog.Open(opts)
 	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) {
@@ -230,7 +230,7 @@ func (s *session) openHost() error {
 		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
 		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes),
-		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), MinReplicas: s.minReplicas, Archive: s.archivedChunks,
+		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), Crowded: s.crowded, MinReplicas: s.minReplicas, Archive: s.archivedChunks,
 		Policy: raftgroup.Policy{
 			ThresholdEntries: s.cfg.Snapshot.ThresholdEntries, ThresholdBytes: int64(s.cfg.Snapshot.ThresholdBytes),
 			Interval: s.cfg.Snapshot.Interval, KeepEntries: keep, HoldBytes: int64(s.cfg.Snapshot.HoldBytes),
@@ -251,7 +251,7 @@ func (s *session) openFunc(spec raftgroup.Spec) raftgroup.OpenFunc {
 	case metadata.KindMeta:
 		return metadata.Open(s.meta)
 	case metadata.KindTopic:
-		return partition.Opener{Handles: s.handles}.Open
+		return partition.Opener{Handles: s.handles, Crowded: s.disk.Tight}.Open
 	case metadata.KindOffsets:
 		return group.Open
 	default:

@@ -3,11 +3,15 @@ package partition
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"chronik/internal/format"
 	"chronik/internal/raftgroup"
 	"chronik/internal/record"
 )
+
+// errCrowded is a full disk to who applies, a little before it is one.
+var errCrowded = fmt.Errorf("the room left is the raftlog's: %w", syscall.ENOSPC)
 
 // outcome is the Result of an entry. Waiters may keep it.
 type outcome struct {
@@ -80,6 +84,9 @@ func (s *StateMachine) applyEntry(e *raftgroup.Entry, o *outcome, start *int64, 
 	s.maxTime = max(s.maxTime, ms)
 	switch kind {
 	case KindBatch:
+		if s.crowded != nil && s.crowded() {
+			return errCrowded
+		}
 		return s.applyBatch(payload, epochOf(e.Term), o, add)
 	case KindConfig:
 		cfg, err := decodeConfig(payload)

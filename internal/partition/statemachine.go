@@ -18,11 +18,14 @@ import (
 type Opener struct {
 	// Handles is the node's cache of open segment files; nil: each has its own.
 	Handles *segment.Handles
+	// Crowded, if set, tells whether the disk has no room for records. Then Apply of one says that it is full, and is
+	// called again: what segments would take is the raftlog's last. What frees room is applied.
+	Crowded func() bool
 }
 
 // Open is a raftgroup.OpenFunc.
 func (o Opener) Open(fs vfs.FS, dir string, blob []byte, files []raftgroup.CaptureFile) (raftgroup.StateMachine, error) {
-	s := &StateMachine{fs: fs, handles: o.Handles}
+	s := &StateMachine{fs: fs, handles: o.Handles, crowded: o.Crowded}
 	if s.handles == nil {
 		s.handles = segment.NewHandles(0)
 	}
@@ -66,6 +69,7 @@ func sameFiles(infos []segment.Info, files []raftgroup.CaptureFile) error {
 type StateMachine struct {
 	fs      vfs.FS
 	handles *segment.Handles
+	crowded func() bool // nil: never
 
 	// The applier's. Everything here follows from the entries applied so far, and
 	// from nothing else (correctness rule 1).

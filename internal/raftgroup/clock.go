@@ -62,11 +62,22 @@ func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
 			return
 		}
 	case pb.MsgApp:
+		if len(m.GetEntries()) > 0 && r.crowded(false) {
+			r.dropped.Add(1)
+			return
+		}
 		if m.GetTerm() >= uint64(rs.hs.Term) {
 			r.heardCommit(ident.Index(m.GetCommit()))
 		}
 	}
 	_ = rs.rn.Step(m) // the errors say that a message no longer matters
+}
+
+// crowded tells whether the disk has no room for entries of this group (correctness rule 31): the log ends the node
+// if it finds none.
+func (r *Replica) crowded(own bool) bool {
+	fn := r.h.opt.Crowded
+	return fn != nil && fn(r.spec, own)
 }
 
 // lostLog catches the one message that makes raft panic: a leader of this term

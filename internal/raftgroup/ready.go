@@ -100,6 +100,10 @@ func (r *Replica) stepProposals(props []proposal) {
 		refuseRun(props, ErrNotLeader)
 		return
 	}
+	if r.crowded(true) {
+		refuseRun(props, ErrBusy)
+		return
+	}
 	for from := 0; from < len(props); {
 		to, size := from, 0
 		for to < len(props) {

@@ -463,6 +463,41 @@ func TestRule31NoSpacePauses(t *testing.T) {
 	})
 }
 
+// TestRule31CrowdedNodeTakesNothing: a node without room takes no entries, neither a leader's nor its own, and goes on
+// voting; to the group it lags. With room it catches up.
+func TestRule31CrowdedNodeTakesNothing(t *testing.T) {
+	var crowded atomic.Int32 // the node
+	inCluster(t, 3, func(c *cluster) {
+		c.tune = func(o *Options) {
+			node := int32(o.Node)
+			o.Crowded = func(s Spec, _ bool) bool { return s.Group == testGroup && crowded.Load() == node }
+		}
+	}, func(c *cluster) {
+		c.create(3)
+		c.fill("a", 0, 10)
+		c.converge(10)
+		f := c.follower()
+		crowded.Store(int32(f.id))
+		last := f.replica().Status().LastIndex
+		c.fill("b", 0, 10)
+		time.Sleep(10 * time.Second)
+		if st := f.replica().Status(); st.LastIndex != last || st.State != StateRunning || st.LeaderNode == 0 {
+			t.Fatalf("it took entries or left: %+v", st)
+		}
+		crowded.Store(0)
+		c.converge(20)
+		l := c.leader()
+		crowded.Store(int32(l.id))
+		isErr(t, l.propose("c=1", ProposeOptions{}).err, ErrBusy)
+		if !l.replica().IsLeader() {
+			t.Error("it does not lead any more")
+		}
+		crowded.Store(0)
+		c.fill("c", 0, 1)
+		c.converge(21)
+	})
+}
+
 type fullDisk struct {
 	StateMachine
 	full  atomic.Bool

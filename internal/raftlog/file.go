@@ -148,7 +148,17 @@ func makeFile(fs vfs.FS, dir string, h fileHeader, spare string) (*logFile, erro
 	if err != nil {
 		return nil, fmt.Errorf("raftlog: make %s: %w", path, err)
 	}
-	if err := initFile(fs, dir, f, h, tmp, path); err != nil {
+	if err := layOut(f, h); err != nil {
+		err = errors.Join(fmt.Errorf("raftlog: make %s: %w", path, err), f.Close())
+		if spare == "" { // it may have taken a part of the room
+			err = errors.Join(err, fs.Remove(tmp))
+		}
+		if vfs.IsNoSpace(err) {
+			err = errors.Join(err, errNoRoom)
+		}
+		return nil, err
+	}
+	if err := nameFile(fs, dir, f, tmp, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("raftlog: make %s: %w", path, err), f.Close())
 	}
 	lf := newLogFile(path, f, h)
@@ -158,15 +168,22 @@ func makeFile(fs vfs.FS, dir string, h fileHeader, spare string) (*logFile, erro
 	return lf, nil
 }
 
-// initFile does makeFile's durable steps in their order: room, header, sync, name, directory.
-func initFile(fs vfs.FS, dir string, f vfs.File, h fileHeader, tmp, path string) error {
+// errNoRoom says that there was no room for a file, of which nothing is left. No sync has failed:
+// it may be made again.
+var errNoRoom = errors.New("no room for the next file")
+
+// layOut takes the room for a file and writes its header.
+func layOut(f vfs.File, h fileHeader) error {
 	// A file system without preallocation only costs speed.
 	if err := f.Preallocate(0, h.size); vfs.IsNoSpace(err) {
 		return err
 	}
-	if _, err := f.WriteAt(h.encode(), 0); err != nil {
-		return err
-	}
+	_, err := f.WriteAt(h.encode(), 0)
+	return err
+}
+
+// nameFile does makeFile's durable steps in their order: sync, name, directory.
+func nameFile(fs vfs.FS, dir string, f vfs.File, tmp, path string) error {
 	invariant.Point("raftlog/file-header-written")
 	if err := f.Sync(); err != nil {
 		return err

@@ -358,3 +358,41 @@ func TestFailureIsFinal(t *testing.T) {
 		})
 	}
 }
+
+// TestRoomIsMade: when the disk has no room for the next file, room is asked for once, and the log goes on. What was tried is gone.
+func TestRoomIsMade(t *testing.T) {
+	for _, made := range []bool{true, false} {
+		mem := vfs.NewCrashableMem()
+		fs := &syncFS{FS: mem}
+		o := testOptions(fs)
+		asked := 0
+		o.MakeRoom = func() bool {
+			asked++
+			if made {
+				fs.set(func() { fs.mkErr = nil })
+			}
+			if names, err := vfs.List(mem, testDir); err != nil || len(names) != 1 {
+				t.Errorf("%v, %v", names, err)
+			}
+			return made
+		}
+		l := openWith(t, o)
+		check(t, l.Create([]Creation{voter(5)}))
+		check(t, add(l, 5, HardState{2, 0, 1}, run(5, 2, 1, 2, 20000)))
+		fs.set(func() { fs.mkErr = syscall.ENOSPC })
+		err := add(l, 5, HardState{2, 0, 1}, run(5, 3, 1, 2, testFile-20000))
+		if made {
+			check(t, err)
+			check(t, add(l, 5, HardState{2, 0, 1}, run(5, 4, 1, 2, 10)))
+		} else if !errors.Is(err, ErrNoSpace) {
+			t.Fatal(err)
+		}
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
+		}
+		if made {
+			closeLog(t, l)
+			wantEntries(t, open(t, crash(mem, 0, 1)), 5, append(run(5, 2, 1, 2, 20000), append(run(5, 3, 1, 2, testFile-20000), run(5, 4, 1, 2, 10)...)...))
+		}
+	}
+}

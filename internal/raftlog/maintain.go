@@ -44,6 +44,10 @@ func (l *Log) measure() {
 	defer l.statsMu.Unlock()
 	s := &l.stats
 	s.LiveBytes, s.TotalBytes = live, w.total()+int64(len(w.spare))*l.opts.FileBytes
+	s.ActiveLeft = 0
+	if w.active != nil {
+		s.ActiveLeft = w.active.size - w.active.end - int64(len(w.foot.buf)) - 2*maxFooterRecord
+	}
 	s.Files, s.Spare, s.Replicas = len(w.files), len(w.spare), len(l.replicas)
 	s.CacheBytes = w.cache.bytes
 }

@@ -85,7 +85,10 @@ type Options struct {
 	FileBytes int64
 	// CacheBytes bounds the payloads of recent entries kept in memory, all replicas together.
 	CacheBytes int64
-	Logger     *slog.Logger
+	// MakeRoom, if set, is asked to free at least FileBytes when the disk has no room for the next file;
+	// false: there is nothing to free. It is called on the sync loop.
+	MakeRoom func() bool
+	Logger   *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
@@ -139,6 +142,8 @@ const fsyncBuckets = 18
 
 // Stats are the log's counters since Open and its sizes now.
 type Stats struct {
+	// ActiveLeft is how many bytes the active file has room for; what comes then begins the next.
+	ActiveLeft int64
 	// LiveBytes is what live entries take, TotalBytes what the files take on disk, spare ones included.
 	LiveBytes, TotalBytes int64
 	// Files counts those of the log, Spare those waiting for reuse.

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -389,6 +390,9 @@ func (l *Log) roll(size int64) {
 		w.spare = w.spare[:n-1]
 	}
 	f, err := makeFile(l.fs, l.opts.Dir, h, spare)
+	if errors.Is(err, errNoRoom) && l.opts.MakeRoom != nil && l.opts.MakeRoom() {
+		f, err = makeFile(l.fs, l.opts.Dir, h, spare)
+	}
 	if err != nil {
 		l.fail("begin file", err)
 		return

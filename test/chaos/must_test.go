@@ -260,7 +260,7 @@ func TestDiskFullWhileStaging(t *testing.T) {
 	e.c.EmptyDisk(3)
 	t.Logf("whole %v after the space came back", e.healed("whole with space"))
 	e.l.finish()
-	e.quiet("disk full: records are refused", "no space left on device")
+	e.quiet("disk full: records are refused", "disk tight", "no space left on device")
 }
 
 // TestRecordsGoDuringTransfer deletes the oldest records while a snapshot with them is on its way.

@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -62,6 +63,13 @@ func TestRetentionDuringATransfer(t *testing.T) {
 		return nil
 	})
 	c.eventually("node 3 has installed snapshots", func() error { return c.installed(2) })
+	// What was pinned was served to its end: no transfer began anew because its files had gone.
+	logs := c.logs.String()
+	for _, bad := range []string{"Failed snapshot request", "Failed to install snapshot", "shows no life"} {
+		if n := strings.Count(logs, bad); n > 0 {
+			t.Errorf("%d lines say %q", n, bad)
+		}
+	}
 	got, begins := c.readFrom([partitions]int64{})
 	if begins != left {
 		t.Errorf("the partitions begin at %d, deleted was up to %d", begins, left)

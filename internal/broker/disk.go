@@ -20,7 +20,8 @@ import (
 //	free ≥ reserve + in flight  records are accepted
 //	free < reserve + in flight  clients' records are refused; reads, commits and elections go on
 //	free < reserve / 2          tight: leaders' records are not taken either, and records that are committed not applied. To
-//	                            the group this node is one that lags; it catches up when there is space
+//	                            the group this node is one that lags; it catches up when there is space. Small entries
+//	                            pass: leaders begin with one, and a log start frees room
 //	and the log's file nearly full, with no ballast for the next
 //	                            nothing is taken for any group; votes, which are small, go on
 //

@@ -271,8 +271,8 @@ type Options struct {
 	// DiskReserve is how many bytes a snapshot transfer leaves free.
 	DiskReserve int64
 	// Crowded, if set, tells whether the disk has no room for more of a group's entries. While it does, proposals
-	// (own) are refused, and what a leader sends is dropped as if the network had lost it; votes, commits and heartbeats
-	// go on. It is asked on raft workers, often.
+	// (own) are refused, and what a leader sends is dropped as if the network had lost it, but for the smallest; votes,
+	// commits and heartbeats go on. It is asked on raft workers, often.
 	Crowded func(s Spec, own bool) bool
 	// Archive, if set, opens what the object store has of a group, for a snapshot
 	// of so many bytes that is about to be received; nil: nothing, or not worth it. It is called on the transfer's

@@ -27,7 +27,6 @@ var notWalked = map[string]string{
 	"snapshot/checkpoint_write.go flush":    "spares the log's syncs a long one; the file is synced at its end",
 	"snapshot/fetch.go run":                 "as segment/log.go",
 	"snapshot/generation.go DiscardStaging": "snapshot: TestDiscardStagingCrash",
-	"snapshot/stage.go keepNames":           "snapshot: TestFetchCrash (bytes received again)",
 	"snapshot/stage.go write":               "snapshot: TestFetchCrashInLargeFile",
 }
 

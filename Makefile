@@ -78,6 +78,11 @@ sim: ## deterministic simulation: make sim SEED=17 STEPS=340, or make sim N=1000
 sim-ci: ## as many of 200 simulated seeds as fit in five minutes
 	go run ./test/sim -steps 150 -n 200 -for 5m $(SIMFLAGS)
 
+sim-profile: ## what simulated nodes compute, for the compiler of 'make sim' (test/sim/guest/cpu.pgo); natively: an idle machine
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; go build -trimpath -o "$$dir/guest" ./test/sim/guest; \
+	for seed in 1 2 3 4 5 6 7 8; do "$$dir/guest" -seed $$seed -steps 150 -cpuprofile "$$dir/$$seed.pprof" >"$$dir/log" & done; wait; \
+	go tool pprof -proto "$$dir"/*.pprof >test/sim/guest/cpu.pgo
+
 limits: ## ten times the sustained load for a minute; 5,000 idle connections and 500 slow readers
 	CHRONIK_TEST_LIMITS=1 go test -count=1 -timeout 30m -v ./test/limits
 
@@ -111,4 +116,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full

@@ -15,6 +15,7 @@
 // violation of the check "determinism".
 //
 // The tally is a file of lines that are only ever added: what was run, on which commit,
-// and what came of it. Seeds count in order, so a line from 1 to 500 means that each of
-// them came to its end.
+// of which guest (the first bytes of its module's sha256: commits that do not change it
+// ran the same program), and what came of it. Seeds count in order, so a line from 1 to
+// 500 means that each of them came to its end.
 package main

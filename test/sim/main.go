@@ -121,11 +121,11 @@ func parseInts(s string) ([]int, error) {
 }
 
 func run(ctx context.Context, o *options, out io.Writer) error {
-	p, err := open(ctx, o)
+	p, program, err := open(ctx, o)
 	if err != nil {
 		return err
 	}
-	s := &sim{options: o, exec: p.Run, out: out}
+	s := &sim{options: o, exec: p.Run, program: program, out: out}
 	if o.single {
 		err = s.one(ctx)
 	} else {
@@ -134,32 +134,33 @@ func run(ctx context.Context, o *options, out io.Writer) error {
 	return first(err, p.Close())
 }
 
-// open compiles the guest of the sources at hand.
-func open(ctx context.Context, o *options) (*machine.Pool, error) {
+// open compiles the guest of the sources at hand and returns its name as well.
+func open(ctx context.Context, o *options) (*machine.Pool, string, error) {
 	if o.cache == "" {
 		var err error
 		if o.cache, err = machine.CacheDir(); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	began := time.Now()
 	wasm, err := machine.Build(ctx, ".", guestPackage, o.cache)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	built := time.Now()
 	p, err := machine.NewPool(ctx, wasm, machine.Options{Cache: o.cache})
 	if err == nil {
 		fmt.Fprintf(os.Stderr, "sim: guest built in %v, compiled in %v\n", round(built.Sub(began)), round(time.Since(built)))
 	}
-	return p, err
+	return p, programName(wasm), err
 }
 
 // sim is the command at work.
 type sim struct {
 	*options
-	exec func(context.Context, machine.Args) (machine.Result, error) // Pool.Run
-	out  io.Writer
+	exec    func(context.Context, machine.Args) (machine.Result, error) // Pool.Run
+	program string                                                      // the guest's name
+	out     io.Writer
 }
 
 func (s *sim) args(seed uint64) machine.Args {

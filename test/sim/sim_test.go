@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,7 +48,7 @@ func simulate(t *testing.T, args ...string) (string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sim{options: o, exec: m.Run, out: &out}
+	s := &sim{options: o, exec: m.Run, program: "0123456789ab", out: &out}
 	if o.single {
 		err = s.one(t.Context())
 	} else {
@@ -86,15 +87,45 @@ func TestSweepKeepsTally(t *testing.T) {
 	if want := []string{"1 10 10 4 40", "11 20 10 4 40", "21 23 3 4 12"}; !slices.Equal(got[:3], want) || !strings.HasPrefix(got[3], "24 ") {
 		t.Errorf("got %q", got)
 	}
+	if !strings.HasSuffix(lines[4], "\t0123456789ab") || strings.Count(string(after), "date") != 1 {
+		t.Errorf("the guest is not named:\n%s", after)
+	}
 	if next, err := nextSeed(path, string(after)); err != nil || next < 25 || next > 26 {
 		t.Errorf("next %d, %v", next, err)
 	}
 }
 
+// TestOldTally: lines that name no guest count, and those that are added to them have the columns' names before them.
+func TestOldTally(t *testing.T) {
+	old := "date\tcommit\tfrom\tto\tseeds\tsteps\tevents\tvirtual_s\tviolations\n" +
+		"2026-11-26T11:13:54Z\td2dbbb25d2d9\t1\t89\t89\t150\t436037\t817\t1\n"
+	path := filepath.Join(t.TempDir(), "tally.tsv")
+	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"1", "2"} {
+		if out, err := simulate(t, "-n", n, "-steps", "4", "-batch", "1", "-tally", path, "-resume", "--", "-mode", "mixed"); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	text, err := os.ReadFile(path)
+	added, ok := strings.CutPrefix(string(text), old+tallyHeader)
+	lines := strings.Split(strings.TrimSpace(added), "\n")
+	if err != nil || !ok || len(lines) != 3 {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	for i, line := range lines {
+		if f := strings.Split(line, "\t"); f[2] != strconv.Itoa(90+i) || len(f) != 10 || f[9] != "0123456789ab" {
+			t.Errorf("line %q", line)
+		}
+	}
+}
+
 func TestBadTallyIsNamed(t *testing.T) {
 	for text, want := range map[string]string{
-		tallyHeader + "a\tb\n":                      "x:2: 2 fields",
-		tallyHeader + "d\tc\t1\tten\t1\t1\t1\t1\t0": "x:2: strconv",
+		tallyHeader + "a\tb\n":                          "x:2: 2 fields",
+		tallyHeader + "d\tc\t1\tten\t1\t1\t1\t1\t0":     "x:2: strconv",
+		tallyHeader + "d\tc\t1\t2\t1\t1\t1\t1\t0\ta\tb": "x:2: 11 fields",
 	} {
 		if _, err := nextSeed("x", text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)

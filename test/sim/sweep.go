@@ -73,7 +73,7 @@ type done struct {
 
 // sweep runs seeds until all are done, the time is over, ctx ends, or one is violated.
 func (s *sim) sweep(ctx context.Context) error {
-	t, err := openTally(ctx, s.options)
+	t, err := openTally(ctx, s.options, s.program)
 	if err != nil {
 		return err
 	}

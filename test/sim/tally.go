@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,19 +17,24 @@ import (
 
 const (
 	tallyDir    = "test/sim/testdata"
-	tallyHeader = "date\tcommit\tfrom\tto\tseeds\tsteps\tevents\tvirtual_s\tviolations\n"
+	tallyHeader = "date\tcommit\tfrom\tto\tseeds\tsteps\tevents\tvirtual_s\tviolations\tguest\n"
+	// oldFields is how many fields lines have that do not name the guest.
+	oldFields = 9
 )
 
-// A tally is the file that keeps what was simulated. Lines are added, never changed.
+// A tally is the file that keeps what was simulated. Lines are added, never changed: the
+// columns' names stand again where there are more from then on.
 type tally struct {
 	path   string // empty: nothing is kept
 	commit string // of the sources that run
+	guest  string // names what was made of them: commits with one guest ran one program
 	next   uint64 // after the highest seed in it
+	header bool   // the file has the names of all columns
 }
 
 // openTally reads the tally that o names, if any, for what it must know.
-func openTally(ctx context.Context, o *options) (*tally, error) {
-	t := &tally{path: o.tally, next: 1}
+func openTally(ctx context.Context, o *options, program string) (*tally, error) {
+	t := &tally{path: o.tally, guest: program, next: 1}
 	if t.path == "" {
 		return t, nil
 	}
@@ -42,6 +49,7 @@ func openTally(ctx context.Context, o *options) (*tally, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.header = strings.Contains(string(text), tallyHeader)
 	t.next, err = nextSeed(t.path, string(text))
 	return t, err
 }
@@ -52,11 +60,11 @@ func nextSeed(path, text string) (uint64, error) {
 	n := 0
 	for line := range strings.Lines(text) {
 		n++
-		if n == 1 && line == tallyHeader {
+		if strings.HasPrefix(line, "date\t") {
 			continue
 		}
 		fields := strings.Split(line, "\t")
-		if len(fields) != strings.Count(tallyHeader, "\t")+1 {
+		if all := strings.Count(tallyHeader, "\t") + 1; len(fields) != all && len(fields) != oldFields {
 			return 0, fmt.Errorf("%s:%d: %d fields", path, n, len(fields))
 		}
 		to, err := strconv.ParseUint(fields[3], 10, 64)
@@ -80,13 +88,21 @@ func (t *tally) add(from, to uint64, steps int, s sums) error {
 	if err != nil {
 		return err
 	}
-	line := fmt.Sprintf("%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", time.Now().UTC().Format(time.RFC3339), t.commit,
-		from, to, s.seeds, steps, s.events, int64(s.virtual.Seconds()), s.violations)
-	if info, err := f.Stat(); err == nil && info.Size() == 0 {
+	line := fmt.Sprintf("%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", time.Now().UTC().Format(time.RFC3339), t.commit,
+		from, to, s.seeds, steps, s.events, int64(s.virtual.Seconds()), s.violations, t.guest)
+	if !t.header {
 		line = tallyHeader + line
 	}
-	_, err = f.WriteString(line)
+	if _, err = f.WriteString(line); err == nil {
+		t.header = true
+	}
 	return first(err, f.Close())
+}
+
+// programName names a guest's module by its content.
+func programName(wasm []byte) string {
+	sum := sha256.Sum256(wasm)
+	return hex.EncodeToString(sum[:6])
 }
 
 // commit names the sources at hand. The tally is not one of them.

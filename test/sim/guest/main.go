@@ -14,6 +14,9 @@ import (
 	"strings"
 )
 
+// began and ended are called at the run's beginning and end.
+var began, ended = func() {}, func() {}
+
 func main() {
 	var opt options
 	flag.Uint64Var(&opt.seed, "seed", 1, "the run's seed")
@@ -21,6 +24,7 @@ func main() {
 	flag.IntVar(&opt.nodes, "nodes", 0, "nodes; 0: as the seed says")
 	skip := flag.String("skip", "", "numbers of faults to leave out, with commas between")
 	flag.Parse()
+	began()
 	opt.skip = map[int]bool{}
 	for _, s := range strings.Split(*skip, ",") {
 		if n, err := strconv.Atoi(s); err == nil {
@@ -34,6 +38,7 @@ func main() {
 	w := newWorld(opt)
 	show("PLAN", w.faults())
 	w.run()
+	ended()
 	show("RESULT", w.result())
 	if w.violation != nil {
 		os.Exit(1)

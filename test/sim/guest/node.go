@@ -33,7 +33,6 @@ type node struct {
 type run struct {
 	b      *broker.Broker
 	frames *frames
-	since  time.Time
 
 	mu   sync.Mutex
 	over bool          // it is dead: what it does is no news
@@ -92,7 +91,7 @@ func (n *node) start() {
 	if n.run != nil || n.held > 0 || n.w.over() {
 		return
 	}
-	r := &run{done: make(chan struct{}), since: time.Now()}
+	r := &run{done: make(chan struct{})}
 	dead := func() error {
 		if r.ended() {
 			return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETDOWN}

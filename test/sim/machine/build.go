@@ -46,9 +46,18 @@ func Build(ctx context.Context, dir, pkg, cache string) ([]byte, error) {
 	if err := prune(cache, "build-*", 0); err != nil { // of builds that were killed
 		return nil, err
 	}
-	args, err := replaced(ctx, dir, pkg, cache)
+	list, err := dependencies(ctx, dir, pkg)
 	if err != nil {
 		return nil, err
+	}
+	args, err := replaced(ctx, dir, list, cache)
+	if err != nil {
+		return nil, err
+	}
+	// Not default.pgo, which would have every build of the module compile all it imports once more.
+	profile := filepath.Join(list[len(list)-1].dir, profileName)
+	if _, err := os.Stat(profile); err == nil {
+		args = append(args, "-pgo="+profile)
 	}
 	tmp, err := os.MkdirTemp(cache, "build-")
 	if err != nil {
@@ -77,21 +86,41 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "chronik-sim"), nil
 }
 
-// replaced returns the flags that let the go command see the patched copies of the
-// modules that pkg imports: none if it imports none of them.
-func replaced(ctx context.Context, dir, pkg, cache string) ([]string, error) {
+// profileName is the file beside a command's sources that tells the compiler where it computes.
+const profileName = "cpu.pgo"
+
+// A dependency is a package with its module, which has sources of its own at root.
+type dependency struct{ module, root, dir string }
+
+// dependencies are the packages of modules that pkg is made of, itself last.
+func dependencies(ctx context.Context, dir, pkg string) ([]dependency, error) {
 	const format = `{{with .Module}}{{.Path}}|{{.Dir}}|{{$.Dir}}{{end}}`
 	list, err := goCommand(ctx, dir, "list", "-e", "-deps", "-f", format, pkg)
 	if err != nil {
 		return nil, err
 	}
+	var out []dependency
+	for line := range strings.Lines(string(list)) {
+		if f := strings.Split(strings.TrimSpace(line), "|"); len(f) == 3 {
+			out = append(out, dependency{f[0], f[1], f[2]})
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("machine: %s is in no module", pkg)
+	}
+	return out, nil
+}
+
+// replaced returns the flags that let the go command see the patched copies of the
+// modules that list has packages of: none if it has none of them.
+func replaced(ctx context.Context, dir string, list []dependency, cache string) ([]string, error) {
 	var replaces []string
 	for _, p := range patches {
 		var root string
 		pkgs := map[string]bool{}
-		for line := range strings.Lines(string(list)) {
-			if f := strings.Split(strings.TrimSpace(line), "|"); len(f) == 3 && f[0] == p.module {
-				root, pkgs[f[2]] = f[1], true
+		for _, d := range list {
+			if d.module == p.module {
+				root, pkgs[d.dir] = d.root, true
 			}
 		}
 		if root == "" {

@@ -51,6 +51,7 @@ type Options struct {
 type Machine struct {
 	runtime wazero.Runtime
 	module  wazero.CompiledModule
+	memory  memories
 	running atomic.Int64 // runs that go on
 }
 
@@ -72,7 +73,7 @@ func Open(ctx context.Context, wasm []byte, o Options) (*Machine, error) {
 		}
 		cfg = cfg.WithCompilationCache(cache)
 	}
-	m := &Machine{runtime: wazero.NewRuntimeWithConfig(ctx, cfg)}
+	m := &Machine{runtime: wazero.NewRuntimeWithConfig(ctx, cfg), memory: memories{limit: o.Memory}}
 	if err := m.load(ctx, wasm); err != nil {
 		_ = m.Close(ctx)
 		return nil, fmt.Errorf("machine: %w", err)
@@ -96,6 +97,7 @@ func (m *Machine) load(ctx context.Context, wasm []byte) error {
 
 // Close frees the machine. No run may be going on.
 func (m *Machine) Close(ctx context.Context) error {
+	m.memory.close()
 	return m.runtime.Close(ctx)
 }
 

@@ -255,6 +255,7 @@ func work(text string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	collapseCode()
 	requests, answers := json.NewDecoder(in), json.NewEncoder(out)
 	for {
 		var r request

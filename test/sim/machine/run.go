@@ -16,6 +16,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/sys"
 )
 
@@ -205,10 +206,15 @@ func (m *Machine) Run(ctx context.Context, a Args) (Result, error) {
 	for _, kv := range environment {
 		cfg = cfg.WithEnv(kv[0], kv[1])
 	}
+	mem, err := m.memory.take()
+	if err != nil {
+		return Result{}, err
+	}
+	defer mem.leave()
 	bounded, cancel := context.WithCancel(context.WithValue(ctx, clockKey{}, c))
 	defer m.watch(a.cpu(), cancel)()
 	defer context.AfterFunc(bounded, func() { c.stop.Store(true) })()
-	mod, err := m.runtime.InstantiateModule(bounded, m.module, cfg)
+	mod, err := m.runtime.InstantiateModule(experimental.WithMemoryAllocator(bounded, mem), m.module, cfg)
 	if mod != nil {
 		_ = mod.Close(context.WithoutCancel(ctx)) // memory only: it has no files
 	}

@@ -25,8 +25,8 @@
 // One goroutine, the sync loop, writes: it takes everything that waits, encodes
 // it into one buffer, writes and syncs it once, moves the index and runs the
 // Done callbacks. The write is of whole blocks and goes past the page cache where
-// the file system lets it (batch.go): nobody reads it soon, the tail cache has it. While it syncs, the next batch collects. It alone changes
-// files, entry references and the byte counts of files. Readers (View) share
+// the file system lets it (batch.go): nobody reads it soon, the tail cache has it.
+// While it syncs, the next batch collects. It alone changes files, entry references and the byte counts of files. Readers (View) share
 // a replica's fields with it under the replica's mutex, which is never held
 // across I/O; they hold a count on the files they read, and a file with readers
 // is unlinked instead of reused. Trim moves the visible first index at once, in the caller's
@@ -41,28 +41,21 @@
 //     durable once, so the disk damaged it (corruption); above D it was perhaps
 //     never finished (torn), nobody was told of it, and it and all behind it are
 //     dropped (rule 6).
-//
 //   - After a recovery the old file is never written again. The next file's header
 //     says with which LSN the log before it ends, so dropped frames stay dropped.
-//
 //   - A file's header is durable before the file has its name, so a named file
 //     without a valid header is damaged, never half made.
-//
 //   - A reused file gets a new random epoch, which every frame repeats inside its
 //     checksum: what an earlier use left behind is not a frame.
-//
 //   - Files are freed from the old end only, one directory sync each. What is
 //     left is therefore always an end piece of the history, and replaying an end
 //     piece gives the right state if each live record is in it: the records that
 //     void others come later than what they void.
-//
 //   - A record in the oldest file that is still needed is written again at the
 //     head (relocate), synced, and only then the file is freed (rule 7). Relocate
 //     states where entries are; it never truncates.
-//
 //   - A failed write or sync is final. Nothing is retried: what the kernel did
 //     with the dirty pages is unknown.
-//
 //   - The block in which the batch before ended is written again, its durable bytes
 //     as they were, with the new ones behind them; zeros fill the last block. So a
 //     torn write leaves in that block what a page cache's write of it would.

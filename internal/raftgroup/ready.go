@@ -151,6 +151,9 @@ func (r *Replica) stepRun(run []proposal) {
 			pd.deadline = p.opt.Deadline.UnixNano()
 		}
 		r.waiters.add(pd)
+		if p.opt.Release != nil {
+			p.opt.Release(p.data) // Step has copied it: TestProposedDataIsCopied
+		}
 	}
 }
 

@@ -169,8 +169,8 @@ func (r *Replica) Alive() int {
 	return n
 }
 
-// Propose appends data as one entry, which must not be empty or modified any
-// more, if this replica leads and serves. w is told the outcome.
+// Propose appends data as one entry, if this replica leads and serves. It must not
+// be empty, nor modified before opt.Release says so. w is told the outcome.
 func (r *Replica) Propose(data []byte, opt ProposeOptions, w Waiter) {
 	invariant.Check(len(data) > 0, "group %d: empty proposal", r.spec.Group)
 	r.propose(proposal{data: data, opt: opt, w: w})

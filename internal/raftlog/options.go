@@ -66,7 +66,7 @@ const (
 const (
 	DefaultMaxBytes   = 512 << 20
 	DefaultFileBytes  = 64 << 20
-	DefaultCacheBytes = 64 << 20
+	DefaultCacheBytes = 32 << 20
 	minFileBytes      = 64 << 10
 )
 

@@ -72,7 +72,18 @@ func serveProduce(h *Handler, _ context.Context, r *wire.Request, reply func(kms
 	for i := range req.Topics {
 		c.topic(&req.Topics[i], &c.resp.Topics[i], refuse)
 	}
+	c.forgetRecords()
+	r.Release() // Append has copied the batches
 	c.done()
+}
+
+// forgetRecords takes the frame's bytes out of the request, which lives on.
+func (c *produce) forgetRecords() {
+	for i := range c.req.Topics {
+		for j := range c.req.Topics[i].Partitions {
+			c.req.Topics[i].Partitions[j].Records = nil
+		}
+	}
 }
 
 // refusal returns why no partition of the request can be written, or nil.

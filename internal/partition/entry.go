@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"sync"
 	"time"
 
 	"chronik/internal/segment"
@@ -22,14 +23,28 @@ const (
 // entryHeader is the kind and the leader's wall clock in front of each payload.
 const entryHeader = 1 + 8
 
-// encodeEntry returns an entry's data. It is the one copy of a batch between the
-// client's bytes and the Raft log.
+// encodeEntry returns an entry's data: the copy of a batch between the client's
+// bytes and raft's. It lies in a buffer that releaseEntry takes back.
 func encodeEntry(kind Kind, ms int64, payload []byte) []byte {
-	b := make([]byte, entryHeader+len(payload))
-	b[0] = byte(kind)
-	binary.BigEndian.PutUint64(b[1:], uint64(ms))
-	copy(b[entryHeader:], payload)
-	return b
+	b := (*entryBuffers.Get().(*[]byte))[:0]
+	if need := entryHeader + len(payload); cap(b) < need {
+		b = make([]byte, 0, need)
+	}
+	b = append(b, byte(kind))
+	b = binary.BigEndian.AppendUint64(b, uint64(ms))
+	return append(b, payload...)
+}
+
+// maxKeptEntry bounds the buffers that are kept for reuse.
+const maxKeptEntry = 4 << 20
+
+var entryBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// releaseEntry is a raftgroup.ProposeOptions.Release.
+func releaseEntry(data []byte) {
+	if cap(data) <= maxKeptEntry {
+		entryBuffers.Put(&data)
+	}
 }
 
 // decodeEntry is the inverse; payload aliases data.

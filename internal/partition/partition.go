@@ -96,19 +96,20 @@ func (w *appendWaiter) Applied(_ ident.Index, _ ident.Term, res raftgroup.Result
 // (ErrLeadershipLost), ErrBusy, ErrTimeout, ErrNotEnoughReplicas,
 // ErrNotEnoughReplicasAfterAppend, ErrDuplicateSequence (with the offset),
 // ErrOutOfOrderSequence, ErrInvalidProducerEpoch, ErrStorage, and record's
-// ErrCorrupt for bytes that are not exactly one batch.
+// ErrCorrupt for bytes that have not the length of one batch. The checksum is not
+// looked at again: apply does, on every replica.
 func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResult)) {
 	w := &appendWaiter{p: p, time: -1, done: done}
 	fail := func(err error) {
 		done(AppendResult{BaseOffset: -1, LogAppendTimeMs: -1, LogStartOffset: p.LogStartOffset(), Err: err})
 	}
-	h, n, err := record.ParseBatch(batch)
+	h, err := record.Header(batch)
 	switch {
 	case err != nil:
 		fail(err)
 		return
-	case n != len(batch):
-		fail(fmt.Errorf("%w: %d bytes behind the batch", record.ErrCorrupt, len(batch)-n))
+	case h.Size() != len(batch):
+		fail(fmt.Errorf("%w: batch of %d bytes in %d", record.ErrCorrupt, h.Size(), len(batch)))
 		return
 	}
 	if ok, _ := p.Leader(); !ok {
@@ -119,7 +120,7 @@ func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResu
 		w.time = h.MaxTimestamp()
 	}
 	now := time.Now()
-	var po raftgroup.ProposeOptions
+	po := raftgroup.ProposeOptions{Release: releaseEntry}
 	if opt.Timeout > 0 {
 		po.Deadline = now.Add(opt.Timeout)
 	}

@@ -119,6 +119,10 @@ type ProposeOptions struct {
 	// ErrNotEnoughReplicasAfterAppend when only MinReplicas is not reached. Its
 	// grain is one heartbeat interval. Zero: no deadline.
 	Deadline time.Time
+	// Release, if set, is called on the raft worker once the data was taken, of which
+	// raft makes a copy of its own: the proposer may use its bytes again. Of data that was
+	// refused, or whose replica fails, it is not told.
+	Release func(data []byte)
 }
 
 // Spec is the durable description of a replica: what its raftlog creation

@@ -139,6 +139,7 @@ func (r *Replica) stepClock(o *outbox, in *inbox) {
 	for range in.ticks {
 		r.rs.rn.Tick()
 	}
+	r.rs.dirty = r.rs.dirty || r.rs.stale
 	r.waiters.expire(in.now)
 	r.expireReads(in.now)
 	r.rs.slow += in.ticks
@@ -159,6 +160,7 @@ func (r *Replica) slowTick(o *outbox) {
 	r.standBack()
 	r.trim()
 	rs := &r.rs
+	rs.moved = true
 	if rs.state == StateRunning && !rs.nextCkpt.IsZero() && rs.now.After(rs.nextCkpt) {
 		r.scheduleCheckpoint()
 		if r.applied.Load() > r.snapIndex.Load() {

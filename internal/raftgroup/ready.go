@@ -155,6 +155,9 @@ func (r *Replica) stepRun(run []proposal) {
 			pd.deadline = p.opt.Deadline.UnixNano()
 		}
 		r.waiters.add(pd)
+		if p.opt.Release != nil {
+			p.opt.Release(p.data) // Step has copied it: TestProposedDataIsCopied
+		}
 	}
 }
 
@@ -186,7 +189,7 @@ func (r *Replica) stepLocal(o *outbox, ev *localEvent) {
 			r.route(o, m)
 		}
 	}
-	rs.dirty = true
+	rs.moved = true
 }
 
 // handleReady hands on everything raft has ready.
@@ -194,7 +197,7 @@ func (r *Replica) handleReady(o *outbox) {
 	rs := &r.rs
 	for !r.ended() && rs.rn.HasReady() {
 		rd := rs.rn.Ready()
-		rs.dirty = true
+		rs.moved = true
 		if !raft.IsEmptyHardState(rd.HardState) {
 			rs.hs = raftlog.HardState{
 				Term: ident.Term(rd.HardState.GetTerm()), Vote: ident.ReplicaID(rd.HardState.GetVote()),
@@ -309,6 +312,9 @@ func (r *Replica) settle(o *outbox, in *inbox) {
 	}
 	r.readsApplied()
 	r.announce()
+	if rs.moved && !rs.dirty {
+		r.indexesMoved()
+	}
 	if rs.dirty {
 		r.refresh()
 	}

@@ -41,6 +41,9 @@ type Replica struct {
 
 	released atomic.Bool // by Host.Start
 	status   atomic.Pointer[Status]
+	// commit, last and first are the Status's, which is not made anew for them alone.
+	// The raft worker moves them; commit is at most last whenever it is read before.
+	commit, last, first atomic.Uint64
 	// applied is the index of the last entry the state machine has applied. The apply worker moves it.
 	applied atomic.Uint64
 	// snapIndex is the current checkpoint's index, 0 if there is none. The raft worker moves it.
@@ -118,7 +121,9 @@ type raftSide struct {
 	nextCkpt  time.Time
 	// pressedUntil: the raftlog needs room; until then pins hold no log.
 	pressedUntil time.Time
-	dirty        bool // status wants refreshing
+	// dirty: status wants to be made anew; moved: perhaps only its indexes have
+	// changed; stale: those of followers have, which the next tick makes good.
+	dirty, moved, stale bool
 }
 
 // leadership as Events.LeaderChanged tells it.
@@ -144,9 +149,13 @@ func (r *Replica) StateMachine() StateMachine { return r.as.sm }
 // IsLeader tells whether this replica leads and may serve (correctness rule 25).
 func (r *Replica) IsLeader() bool { return r.serving.Load() }
 
-// Status returns the latest status.
+// Status returns the latest status. What it says of followers that keep up may be
+// a heartbeat interval old.
 func (r *Replica) Status() Status {
 	s := *r.status.Load()
+	s.CommitIndex = ident.Index(r.commit.Load())
+	s.LastIndex = ident.Index(r.last.Load())
+	s.FirstIndex = ident.Index(r.first.Load())
 	s.AppliedIndex = ident.Index(r.applied.Load())
 	s.SnapshotIndex = ident.Index(r.snapIndex.Load())
 	s.SnapshotsCreated = r.count.created.Load()
@@ -169,8 +178,8 @@ func (r *Replica) Alive() int {
 	return n
 }
 
-// Propose appends data as one entry, which must not be empty or modified any
-// more, if this replica leads and serves. w is told the outcome.
+// Propose appends data as one entry, if this replica leads and serves. It must not
+// be empty, nor modified before opt.Release says so. w is told the outcome.
 func (r *Replica) Propose(data []byte, opt ProposeOptions, w Waiter) {
 	invariant.Check(len(data) > 0, "group %d: empty proposal", r.spec.Group)
 	r.propose(proposal{data: data, opt: opt, w: w})

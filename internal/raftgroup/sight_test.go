@@ -26,7 +26,9 @@ func TestLagIsTold(t *testing.T) {
 			}
 			return Follower{}
 		}
-		c.eventually("no lag", func() bool { return lag().Alive && lag().Lag == 0 && lag().LagBytes == 0 })
+		c.eventually("no lag", func() bool {
+			return lag().Alive && lag().Lag == 0 && lag().LagBytes == 0 && lag().Match == lead.replica().Status().LastIndex
+		})
 		match := lag().Match
 		c.net.Isolate(f.id)
 		big := strings.Repeat("x", 10_000)

@@ -47,15 +47,61 @@ func (r Role) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 // MarshalText implements encoding.TextMarshaler.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// indexesMoved publishes what a pass under load changes, and asks for a new Status
+// if anything else did: one a pass would be a large part of what small entries cost.
+func (r *Replica) indexesMoved() {
+	rs := &r.rs
+	rs.moved = false
+	s := r.status.Load()
+	if s.Term != rs.hs.Term || s.Leader != ident.ReplicaID(rs.lead) || s.LeaderNode == 0 || s.State != rs.state ||
+		s.Serving != r.serving.Load() || !s.follows(rs.role) {
+		rs.dirty = true
+		return
+	}
+	if r.last.Load() != uint64(rs.last) || r.commit.Load() != uint64(rs.hs.Commit) {
+		rs.stale = rs.role == raft.StateLeader // a heartbeat changes nothing
+	}
+	r.publishIndexes()
+}
+
+// follows tells whether s is of this role, and of followers that all keep up: of
+// others whoever waits for them wants to hear at once.
+func (s *Status) follows(role raft.StateType) bool {
+	switch role { //nolint:exhaustive // candidates come and go
+	case raft.StateFollower:
+		return s.Role == RoleFollower || s.Role == RoleLearner
+	case raft.StateLeader:
+		for i := range s.Followers {
+			if f := &s.Followers[i]; f.Learner || !f.Alive || f.State != stateReplicate {
+				return false
+			}
+		}
+		return s.Role == RoleLeader
+	}
+	return false
+}
+
+var stateReplicate = tracker.StateReplicate.String()
+
+func (r *Replica) publishIndexes() {
+	rs := &r.rs
+	r.last.Store(uint64(rs.last))
+	r.commit.Store(uint64(rs.hs.Commit))
+	if rs.st != nil {
+		r.first.Store(uint64(rs.st.first))
+	}
+}
+
 // refresh publishes a new Status. Runs on the raft worker, or before it knows
 // the replica.
 func (r *Replica) refresh() {
 	rs := &r.rs
-	rs.dirty = false
+	rs.dirty, rs.moved, rs.stale = false, false, false
+	r.publishIndexes()
 	s := &Status{
 		Group: r.spec.Group, Replica: r.spec.Replica, Name: r.spec.Name,
 		Topic: r.spec.Topic, Partition: r.spec.Partition, Kind: r.spec.Kind,
-		State: rs.state, Term: rs.hs.Term, CommitIndex: rs.hs.Commit, LastIndex: rs.last,
+		State: rs.state, Term: rs.hs.Term,
 		Leader: ident.ReplicaID(rs.lead), Members: rs.mem.members, Serving: r.serving.Load(),
 	}
 	s.ConfGeneration = rs.mem.generation
@@ -65,9 +111,6 @@ func (r *Replica) refresh() {
 	}
 	if rs.reason != nil {
 		s.Reason = rs.reason.Error()
-	}
-	if rs.st != nil {
-		s.FirstIndex = rs.st.first
 	}
 	if rs.lead != raft.None {
 		s.LeaderNode = r.nodeOf(rs.lead)

@@ -24,8 +24,9 @@
 //
 // One goroutine, the sync loop, writes: it takes everything that waits, encodes
 // it into one buffer, writes and syncs it once, moves the index and runs the
-// Done callbacks. While it syncs, the next batch collects. It alone changes
-// files, entry references and the byte counts of files. Readers (View) share
+// Done callbacks. The write is of whole blocks and goes past the page cache where
+// the file system lets it (batch.go): nobody reads it soon, the tail cache has it.
+// While it syncs, the next batch collects. It alone changes files, entry references and the byte counts of files. Readers (View) share
 // a replica's fields with it under the replica's mutex, which is never held
 // across I/O; they hold a count on the files they read, and a file with readers
 // is unlinked instead of reused. Trim moves the visible first index at once, in the caller's
@@ -55,6 +56,9 @@
 //     states where entries are; it never truncates.
 //   - A failed write or sync is final. Nothing is retried: what the kernel did
 //     with the dirty pages is unknown.
+//   - The block in which the batch before ended is written again, its durable bytes
+//     as they were, with the new ones behind them; zeros fill the last block. So a
+//     torn write leaves in that block what a page cache's write of it would.
 //
 // Assumptions: fdatasync returning nil means durable; a rename followed by a
 // directory sync is atomic and durable; an fdatasync'd byte does not change when

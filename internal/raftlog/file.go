@@ -26,6 +26,9 @@ type logFile struct {
 	fileHeader
 	path string
 	f    vfs.File
+	// direct takes the frames' writes past the page cache; nil where that is not
+	// possible, and once the file is sealed. Only the sync loop uses it.
+	direct *vfs.Direct
 	// end is where the next frame goes. dataOffset <= end <= size.
 	end int64
 	// written is up to where the blocks have been written once: size in a reused
@@ -68,6 +71,29 @@ func (f *logFile) release() error {
 		return f.f.Close()
 	}
 	return nil
+}
+
+// writeBlocks writes whole blocks. A file that refuses direct writes gets none.
+func (f *logFile) writeBlocks(b []byte, off int64) error {
+	if f.direct != nil {
+		_, err := f.direct.WriteAt(b, off)
+		if !errors.Is(err, vfs.ErrNotDirect) {
+			return err
+		}
+		if err := f.endDirect(); err != nil {
+			return err
+		}
+	}
+	_, err := f.f.WriteAt(b, off)
+	return err
+}
+
+func (f *logFile) endDirect() error {
+	d := f.direct
+	if f.direct = nil; d == nil {
+		return nil
+	}
+	return d.Close()
 }
 
 func (f *logFile) corrupt(off int64, what string) error {
@@ -162,6 +188,7 @@ func makeFile(fs vfs.FS, dir string, h fileHeader, spare string) (*logFile, erro
 		return nil, errors.Join(fmt.Errorf("raftlog: make %s: %w", path, err), f.Close())
 	}
 	lf := newLogFile(path, f, h)
+	lf.direct = vfs.OpenDirect(fs, path)
 	if spare != "" {
 		lf.written = h.size
 	}

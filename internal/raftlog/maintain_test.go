@@ -149,6 +149,8 @@ func TestUnreadableEntryIsQuarantinedByRelocation(t *testing.T) {
 	for i := range ident.Index(5) {
 		check(t, add(l, 6, HardState{1, 0, 1}, run(6, 2+i, 1, 1, 100)))
 	}
+	// The block of the entry is finished: while it is not, it is written again from memory.
+	check(t, add(l, 5, HardState{1, 0, 1}, run(5, 2, 1, 1, 2*vfs.BlockBytes)))
 	off := frameOffsets(t, readFile(t, mem, logPath(1)))[4]
 	f, err := mem.OpenReadWrite(logPath(1), vfs.CategoryLog)
 	check(t, err)

@@ -66,7 +66,7 @@ const (
 const (
 	DefaultMaxBytes   = 512 << 20
 	DefaultFileBytes  = 64 << 20
-	DefaultCacheBytes = 64 << 20
+	DefaultCacheBytes = 32 << 20
 	minFileBytes      = 64 << 10
 )
 
@@ -81,7 +81,7 @@ type Options struct {
 	// MaxBytes is what the files may take together, as far as Trim calls allow.
 	MaxBytes int64
 	// FileBytes is the size of one file; at most a quarter of MaxBytes (lowered
-	// to it), at least 64 KiB. One frame that needs more gets a larger file.
+	// to it), at least 64 KiB, whole blocks. One frame that needs more gets a larger file.
 	FileBytes int64
 	// CacheBytes bounds the payloads of recent entries kept in memory, all replicas together.
 	CacheBytes int64
@@ -101,7 +101,7 @@ func (o Options) withDefaults() Options {
 	if o.FileBytes <= 0 {
 		o.FileBytes = DefaultFileBytes
 	}
-	o.FileBytes = max(min(o.FileBytes, o.MaxBytes/4, maxFileBytes/2), minFileBytes)
+	o.FileBytes = max(min(o.FileBytes, o.MaxBytes/4, maxFileBytes/2), minFileBytes) &^ (vfs.BlockBytes - 1)
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = DefaultCacheBytes
 	}

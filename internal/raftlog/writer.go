@@ -3,22 +3,11 @@ package raftlog
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
-)
-
-const (
-	// maxBatchBytes ends a batch early, so that the buffer stays bounded.
-	maxBatchBytes = 16 << 20
-	// keepBuffer is the largest buffer kept between batches whatever they need. A
-	// larger one, up to twice maxBatchBytes, is kept while batches fill an eighth
-	// of it: under load each batch would pay for a new one.
-	keepBuffer = 1 << 20
-	// slackBatches is how many smaller batches in a row give a large buffer up.
-	slackBatches = 64
+	"chronik/internal/vfs"
 )
 
 // writer is what the sync loop alone touches (and Open before it starts).
@@ -33,14 +22,13 @@ type writer struct {
 	err        error // as Log.err
 
 	lsn uint64 // last one given
-	// The batch at work: frames encoded in buf, for active from its end on.
-	buf    []byte
+	// The batch at work: frames encoded, for active from its end on.
+	batch  batch
 	zeros  []byte // zeroAhead's
-	slack  int    // batches in a row that needed less than an eighth of buf
 	frames []frame
 	spans  []span // what frames' spans point into
 	dones  []completion
-	foot   footer // records of all frames of active, those in buf included
+	foot   footer // records of all frames of active, those in batch included
 	cache  tailCache
 	move   *move  // relocation at work
 	moved  uint64 // number of the last file relocated: once is enough
@@ -95,7 +83,7 @@ func (l *Log) shutdown() {
 		}
 	}
 	for _, f := range l.w.files {
-		if err := f.release(); err != nil {
+		if err := errors.Join(f.endDirect(), f.release()); err != nil {
 			l.fail("close "+f.path, err)
 		}
 	}
@@ -216,7 +204,7 @@ func (l *Log) put(f *frame) error {
 	if w.err == nil && !w.room(f.size) {
 		l.flush()
 		l.roll(f.size)
-	} else if len(w.buf) > 0 && int64(len(w.buf))+f.size > maxBatchBytes {
+	} else if w.batch.frames() > 0 && w.batch.frames()+f.size > maxBatchBytes {
 		l.flush()
 	}
 	if w.err != nil {
@@ -224,7 +212,7 @@ func (l *Log) put(f *frame) error {
 	}
 	w.lsn++
 	f.lsn, f.durable = w.lsn, l.durable.Load()
-	f.off = w.active.end + int64(len(w.buf))
+	f.off = w.active.end + w.batch.frames()
 	start := len(w.spans)
 	if f.flags&hasDamage == 0 {
 		for i := range f.entries {
@@ -232,28 +220,17 @@ func (l *Log) put(f *frame) error {
 		}
 		f.spans = w.spans[start:len(w.spans):len(w.spans)]
 	}
-	w.buf = appendFrame(slices.Grow(w.buf, int(f.size)), f, w.active.epoch)
+	w.batch.grow(int(f.size))
+	w.batch.buf = appendFrame(w.batch.buf, f, w.active.epoch)
 	w.foot.add(f)
 	w.frames = append(w.frames, *f)
 	return nil
 }
 
-// reuseBuffer empties the batch's buffer for the next one, or lets go of it.
-func (w *writer) reuseBuffer() {
-	w.slack++
-	if len(w.buf) >= cap(w.buf)/8 {
-		w.slack = 0
-	}
-	if c := cap(w.buf); c > 2*maxBatchBytes || c > keepBuffer && w.slack >= slackBatches {
-		w.buf, w.slack = nil, 0
-	}
-	w.buf = w.buf[:0]
-}
-
 // room tells whether a frame of size fits behind what is in the batch, with the footer.
 func (w *writer) room(size int64) bool {
 	return w.active != nil &&
-		w.active.end+int64(len(w.buf))+size+int64(len(w.foot.buf))+maxFooterRecord <= w.active.size
+		w.active.end+w.batch.frames()+size+int64(len(w.foot.buf))+maxFooterRecord <= w.active.size
 }
 
 // flush makes the batch durable: one write, one sync; then the index moves, then
@@ -264,7 +241,7 @@ func (l *Log) flush() {
 		l.write()
 	}
 	if len(w.frames) > 0 && w.err == nil {
-		w.active.end += int64(len(w.buf))
+		w.active.end += w.batch.frames()
 		l.durable.Store(w.frames[len(w.frames)-1].lsn)
 		for i := range w.frames {
 			l.apply(w.active, &w.frames[i])
@@ -282,7 +259,7 @@ func (l *Log) flush() {
 	clear(w.frames)
 	clear(w.dones)
 	w.frames, w.dones, w.spans = w.frames[:0], w.dones[:0], w.spans[:0]
-	w.reuseBuffer()
+	w.batch.next()
 }
 
 // write writes and syncs the batch. A failure is final: which pages reached the
@@ -290,7 +267,7 @@ func (l *Log) flush() {
 func (l *Log) write() {
 	w := &l.w
 	invariant.Point("raftlog/batch-encoded")
-	if _, err := w.active.f.WriteAt(w.buf, w.active.end); err != nil {
+	if err := w.active.writeBlocks(w.batch.blocks(), w.active.end-int64(w.batch.lead)); err != nil {
 		l.fail("write "+w.active.path, err)
 		return
 	}
@@ -323,17 +300,17 @@ const (
 // stream of small batches one in hundreds pays. Large ones would write all twice.
 func (l *Log) zeroAhead() error {
 	f := l.w.active
-	head := f.end + int64(len(l.w.buf))
-	if len(l.w.buf) > zeroBelow || head <= f.written {
+	head := f.end - int64(l.w.batch.lead) + int64(len(l.w.batch.blocks()))
+	if l.w.batch.frames() > zeroBelow || head <= f.written || head >= f.size {
 		f.written = max(f.written, head)
 		return nil
 	}
 	to := min(head+zeroStep, f.size)
 	if l.w.zeros == nil {
-		l.w.zeros = make([]byte, zeroStep)
+		l.w.zeros = vfs.Blocks(zeroStep)[:zeroStep]
 	}
 	clear(l.w.zeros) // a file may scribble over what it is given
-	if _, err := f.f.WriteAt(l.w.zeros[:to-head], head); err != nil {
+	if err := f.writeBlocks(l.w.zeros[:to-head], head); err != nil {
 		return err
 	}
 	f.written = to
@@ -347,7 +324,7 @@ func (l *Log) count(fsync time.Duration) {
 	s := &l.stats
 	s.Batches++
 	s.Frames += uint64(len(w.frames))
-	s.Bytes += uint64(len(w.buf))
+	s.Bytes += uint64(w.batch.frames())
 	s.MaxBatchFrames = max(s.MaxBatchFrames, uint64(len(w.frames)))
 	s.FsyncBuckets[fsyncBucket(fsync)]++
 	s.FsyncTotal += fsync
@@ -399,6 +376,7 @@ func (l *Log) roll(size int64) {
 	}
 	w.files = append(w.files, f)
 	w.active = f
+	w.batch.restart()
 	w.foot.reset()
 	l.statsMu.Lock()
 	l.stats.Rolls++
@@ -430,5 +408,5 @@ func (l *Log) seal() error {
 		return err
 	}
 	invariant.Point("raftlog/seal-synced")
-	return nil
+	return f.endDirect()
 }

@@ -23,7 +23,12 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 // staging is what Stage has gathered and Flush will write. The log itself is
 // untouched until all writes have succeeded.
 type staging struct {
+	// vec is what Flush writes, in order: parts of buf, and the callers' batches.
+	vec [][]byte
+	// buf holds what is stamped: the headers of large batches, and small batches
+	// whole. buf[mark:] is not yet in vec.
 	buf    *[]byte
+	mark   int
 	pieces []piece
 	// start is the start of the log once flushed, if larger than the current one.
 	start int64
@@ -35,14 +40,19 @@ type staging struct {
 type piece struct {
 	seg   *segment
 	isNew bool
-	from  int   // in the buffer; the piece ends where the next one starts
+	from  int   // in vec; the piece ends where the next one starts
 	at    int64 // in the file
 	view  indexer
 }
 
+// copyBelow is the size below which a batch is copied beside its neighbours. A
+// piece of its own costs the kernel more than that.
+const copyBelow = 4 << 10
+
 // Stage adds a batch at the end of the log, with its offset and leaderEpoch
 // stamped, to what the next Flush writes, and returns the offset. b holds exactly
-// one valid batch; it is copied, not changed.
+// one valid batch. It is not changed here, and must not change before Flush or
+// Discard: only the stamped header of a large one is copied.
 func (l *Log) Stage(b []byte, leaderEpoch int32) (baseOffset int64) {
 	h, err := record.Header(b)
 	invariant.Check(err == nil && h.Size() == len(b), "segment %s: stage %d bytes that are no batch: %v", l.dir, len(b), err)
@@ -51,11 +61,33 @@ func (l *Log) Stage(b []byte, leaderEpoch int32) (baseOffset int64) {
 	if l.stage.buf == nil {
 		l.stage.buf = buffers.Get().(*[]byte)
 	}
-	buf := append(*l.stage.buf, b...)
-	*l.stage.buf = buf
-	record.Stamp(buf[len(buf)-len(b):], base, leaderEpoch)
+	l.stage.add(b, base, leaderEpoch)
 	p.view.add(base, base+int64(h.LastOffsetDelta())+1, h.MaxTimestamp(), int64(len(b)))
 	return base
+}
+
+func (st *staging) add(b []byte, base int64, leaderEpoch int32) {
+	own := len(b)
+	if own >= copyBelow {
+		own = record.HeaderSize
+	}
+	buf := append(*st.buf, b[:own]...)
+	*st.buf = buf
+	record.Stamp(buf[len(buf)-own:], base, leaderEpoch)
+	if own < len(b) {
+		st.cut()
+		st.vec = append(st.vec, b[own:])
+	}
+}
+
+// cut moves what was copied so far to vec. buf may move elsewhere later; what was
+// handed out stays.
+func (st *staging) cut() {
+	if st.buf == nil || st.mark == len(*st.buf) {
+		return
+	}
+	st.vec = append(st.vec, (*st.buf)[st.mark:])
+	st.mark = len(*st.buf)
 }
 
 // StagedOffset is the offset the next staged batch gets.
@@ -95,11 +127,8 @@ func (l *Log) pieceFor(h record.Batch, size int64) *piece {
 		return p
 	}
 	seg := newSegment(l.fs, l.dir, p.view.next)
-	from := 0
-	if st.buf != nil {
-		from = len(*st.buf)
-	}
-	st.pieces = append(st.pieces, piece{seg: seg, isNew: true, from: from, view: indexer{*seg.pub.Load()}})
+	st.cut()
+	st.pieces = append(st.pieces, piece{seg: seg, isNew: true, from: len(st.vec), view: indexer{*seg.pub.Load()}})
 	return &st.pieces[len(st.pieces)-1]
 }
 
@@ -127,6 +156,7 @@ func (l *Log) rollDue(p *published, base int64, h record.Batch, size int64) bool
 func (l *Log) Flush() error {
 	st := &l.stage
 	defer l.Discard()
+	st.cut()
 	for k := range st.pieces {
 		if err := l.writePiece(k); err != nil {
 			return err
@@ -161,7 +191,8 @@ func (l *Log) Discard() {
 		st.buf = nil
 	}
 	clear(st.pieces)
-	st.pieces, st.start, st.roll = st.pieces[:0], 0, false
+	clear(st.vec)
+	st.vec, st.mark, st.pieces, st.start, st.roll = st.vec[:0], 0, st.pieces[:0], 0, false
 }
 
 // Append is Stage and Flush of one batch.
@@ -173,9 +204,9 @@ func (l *Log) Append(b []byte, leaderEpoch int32) (baseOffset int64, err error) 
 func (l *Log) writePiece(k int) error {
 	st := &l.stage
 	p := &st.pieces[k]
-	data := (*st.buf)[p.from:]
+	data := st.vec[p.from:]
 	if k+1 < len(st.pieces) {
-		data = (*st.buf)[p.from:st.pieces[k+1].from]
+		data = st.vec[p.from:st.pieces[k+1].from]
 	}
 	if len(data) == 0 {
 		return nil // the first batch rolled: the segment that was active got nothing
@@ -184,7 +215,7 @@ func (l *Log) writePiece(k int) error {
 	if err != nil {
 		return fmt.Errorf("append: %w", err)
 	}
-	if _, err := w.WriteAt(data, p.at); err != nil {
+	if err := vfs.WriteVec(w, data, p.at); err != nil {
 		return fmt.Errorf("append to %s at byte %d: %w", p.seg.path, p.at, err)
 	}
 	return nil

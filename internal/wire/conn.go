@@ -328,7 +328,7 @@ func (c *Conn) serveOne() error {
 	}
 	req := &Request{
 		Conn: c, Key: f.key, Version: f.version, CorrelationID: f.correlationID,
-		Size: f.size, Received: time.Now(), p: p,
+		Size: f.size, Received: time.Now(), p: p, buf: f.buf,
 	}
 	if err = f.decode(req, c.srv.opt.MaxFrame, p, c.srv.opt.Memory); err != nil {
 		c.srv.opt.Memory.release(p.held)

@@ -26,11 +26,14 @@
 // them into one buffer and writes once. Nothing else is started per request.
 //
 // A request body aliases its frame; the frame belongs to the handler from
-// Serve on, and is never reused.
+// Serve on. The handler of Produce gives it back (Request.Release) once every batch
+// was copied into its entry, and a later request is read into it; the others
+// leave theirs to the collector.
 //
 // # What bounds memory
 //
-//   - A frame's buffer grows as its bytes arrive: a length alone buys 64 KiB.
+//   - A frame's buffer grows as its bytes arrive: a length alone buys 64 KiB,
+//     or a buffer that another request has left.
 //   - A body is walked by its layout (layout.go) before kmsg decodes it: what
 //     decoding would allocate is known, and refused when absurd.
 //   - Quota counts the bytes of all requests in flight on the node. Large and

@@ -42,9 +42,24 @@ type frame struct {
 	rest          []byte        // behind the correlation id
 	refusal       kmsg.Response // set when the version is not served
 	held          int64         // bytes of Options.Memory
+	buf           *[]byte       // what rest lies in, of a frame that may be released
 }
 
-// readFrame reads the next frame. Its buffer is its own: bodies alias it.
+// frames are the buffers of Produce requests that were released: under load they
+// are most of what a node takes in, and all of one size.
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
+// Release says that nobody reads the body's byte slices any more: the frame may be
+// overwritten by the next one. It is optional, and called at most once.
+func (r *Request) Release() {
+	if r.buf != nil && cap(*r.buf) <= maxPooledBuffer {
+		frames.Put(r.buf)
+	}
+	r.buf = nil
+}
+
+// readFrame reads the next frame. Bodies alias its buffer, which is its own until
+// the request is released, and for ever if it is not.
 func (c *Conn) readFrame() (f frame, err error) {
 	var head [4]byte
 	if err := c.readIdle(head[:]); err != nil {
@@ -64,7 +79,16 @@ func (c *Conn) readFrame() (f frame, err error) {
 	if err := c.checkVersion(&f); err != nil {
 		return f, err
 	}
-	buf := make([]byte, min(f.size, growthStep)-minFrame)
+	var buf []byte
+	first := min(f.size, growthStep) - minFrame
+	if f.key == keyProduce {
+		f.buf = frames.Get().(*[]byte)
+		buf = *f.buf
+	}
+	if cap(buf) < first {
+		buf = make([]byte, first)
+	}
+	buf = buf[:first]
 	if err := c.readFull(buf); err != nil {
 		return f, err
 	}
@@ -79,9 +103,13 @@ func (c *Conn) readFrame() (f frame, err error) {
 	}
 	f.held = int64(f.size)
 	for len(buf) < f.size-minFrame {
-		// Double what has arrived: a lying length costs what was sent.
-		grown := make([]byte, min(f.size-minFrame, 2*len(buf)))
-		n := copy(grown, buf)
+		n := len(buf)
+		grown := buf[:min(f.size-minFrame, cap(buf))]
+		if len(grown) == n {
+			// Double what has arrived: a lying length costs what was sent.
+			grown = make([]byte, min(f.size-minFrame, 2*n))
+			copy(grown, buf)
+		}
 		if err := c.readFull(grown[n:]); err != nil {
 			c.srv.opt.Memory.release(f.held)
 			return f, err
@@ -89,7 +117,9 @@ func (c *Conn) readFrame() (f frame, err error) {
 		buf = grown
 	}
 	c.srv.bytesIn.Add(uint64(f.size) + 4)
-	f.rest = buf
+	if f.rest = buf; f.buf != nil {
+		*f.buf = buf
+	}
 	return f, nil
 }
 

@@ -23,7 +23,8 @@ type Request struct {
 	Size          int       // the frame's bytes, without the size field
 	Received      time.Time // when its last byte was here
 
-	p *pending // nil without a socket
+	p   *pending // nil without a socket
+	buf *[]byte  // the frame, if Release may give it back
 }
 
 // Handler serves requests.
@@ -32,7 +33,8 @@ type Handler interface {
 	// It must call reply exactly once, now or later, from any goroutine; nil
 	// means that no response is sent (acks=0). While Serve blocks, the
 	// connection's next request waits. Responses leave in request order. ctx
-	// ends with the connection. req.Body's byte slices alias the frame.
+	// ends with the connection. req.Body's byte slices alias the frame, which is
+	// the handler's until it calls req.Release.
 	Serve(ctx context.Context, req *Request, reply func(kmsg.Response))
 	// Versions tells which versions of a key are served. Others never reach
 	// Serve: ApiVersions is answered with error 35 and its own range, anything

@@ -45,7 +45,7 @@ func newFakeCluster(t testing.TB) *fakeCluster {
 		t:       t,
 		store:   metadata.NewStore(),
 		leaders: metadata.NewLeaders(fakeSelf),
-		cfg:     Config{AutoCreateTopics: true, DefaultPartitions: 2, ReplicationFactor: 3, MinInsyncReplicas: 2, DataDir: "/var/lib/chronik"},
+		cfg:     Config{AutoCreateTopics: true, DefaultPartitions: 2, ReplicationFactor: 3, MinInsyncReplicas: 2, MaxFetchSessions: 3, DataDir: "/var/lib/chronik"},
 		parts:   map[ident.GroupID]*fakePartition{},
 		coords:  map[ident.GroupID]Coordinator{},
 		down:    map[ident.NodeID]bool{},

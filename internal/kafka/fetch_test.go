@@ -261,31 +261,6 @@ func TestFetchEpochs(t *testing.T) {
 	}
 }
 
-func TestFetchSessions(t *testing.T) {
-	h, f := newHandler(t)
-	appendRecords(t, f.topic("orders", 1, nil)[0], 1)
-	for _, tc := range []struct {
-		id, epoch int32
-		want      *kerr.Error
-	}{
-		{0, -1, nil},
-		{0, 0, nil},
-		{7, -1, nil},
-		{7, 0, nil},
-		{7, 1, kerr.FetchSessionIDNotFound},
-		{0, 1, kerr.FetchSessionIDNotFound},
-		{7, -2, kerr.FetchSessionIDNotFound},
-	} {
-		req := fetchOf("orders", 0, 0)
-		req.SessionID, req.SessionEpoch = tc.id, tc.epoch
-		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
-		wantCode(t, "session", resp.ErrorCode, tc.want)
-		if resp.SessionID != 0 || (len(resp.Topics) == 1) != (tc.want == nil) {
-			t.Errorf("session %d epoch %d: %+v", tc.id, tc.epoch, resp)
-		}
-	}
-}
-
 func TestFetchCompressed(t *testing.T) {
 	h, f := newHandler(t)
 	for codec := record.None; codec <= record.Zstd; codec++ {

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
 	"chronik/internal/wire"
@@ -91,6 +92,7 @@ type fetchPart struct {
 	code      int16
 	high, low int64 // watermarks; -1 beside an error
 	data      []byte
+	buf       []byte // where data lies; nil: in no buffer to give back
 	// diverged: lastEpoch ended before the offset, at divergeEnd, in divergeEpoch.
 	diverged                bool
 	divergeEpoch            int32
@@ -222,7 +224,8 @@ func (f *fetch) find() {
 func (f *fetch) fail(fp *fetchPart, err error) {
 	f.settled = true
 	f.total -= len(fp.data)
-	fp.p, fp.data = nil, nil
+	f.replace(fp, nil, nil)
+	fp.p = nil
 	fp.code = f.h.code(keyFetch, err)
 	fp.high, fp.low = -1, -1
 	moved := fp.code == kerr.NotLeaderForPartition.Code || fp.code == kerr.FencedLeaderEpoch.Code
@@ -304,13 +307,20 @@ func (f *fetch) take(fp *fetchPart) error {
 	fp.marks(res.HighWatermark, res.LogStartOffset)
 	fp.seen = res.HighWatermark
 	if len(res.Data) > limit && !first {
-		res.Data = nil
+		bytepool.Put(res.Buffer)
+		res.Data, res.Buffer = nil, nil
 		f.settled = true // there is more, and it does not fit
 	}
-	f.room.Settle(given+before, len(res.Data))
+	f.room.Settle(given+max(cap(fp.buf), before), max(cap(res.Buffer), len(res.Data)))
 	f.total += len(res.Data) - before
-	fp.data = res.Data
+	f.replace(fp, res.Data, res.Buffer)
 	return nil
+}
+
+// replace puts other records in place of those that a partition had. Nobody else has seen these.
+func (f *fetch) replace(fp *fetchPart, data, buf []byte) {
+	bytepool.Put(fp.buf)
+	fp.data, fp.buf = data, buf
 }
 
 // marks fills in the watermarks.
@@ -398,9 +408,10 @@ func (f *fetch) finish(ctx context.Context) {
 			data, err := forVersion(f.req.Version, fp.data)
 			if err != nil {
 				f.fail(fp, err)
-			} else {
-				fp.data = data
+			} else if f.req.Version < 4 { // other bytes
+				f.replace(fp, data, nil)
 			}
+			f.room.Hold(fp.buf)
 		}
 		if !f.session.news(i, fp) {
 			fp.topic = nil // nothing to say

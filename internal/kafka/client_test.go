@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/metadata"
 	"chronik/internal/record"
 	"chronik/internal/wire"
@@ -66,6 +67,7 @@ func newClient(t *testing.T, addr string, opts ...kgo.Opt) *kgo.Client {
 // TestClientProducesAndConsumes runs a real client over a socket: negotiation,
 // creation on demand, idempotent produce, fetch with waiting.
 func TestClientProducesAndConsumes(t *testing.T) {
+	defer bytepool.Poison()()
 	h, f := newHandler(t)
 	addr := listen(t, h, f)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

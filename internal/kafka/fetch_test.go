@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/partition"
 	"chronik/internal/record"
 )
@@ -73,7 +74,10 @@ func TestFetchWaits(t *testing.T) {
 	}
 }
 
+// TestFetchGathersWhatItWaitsFor: what was read before is read again with what came, and
+// its buffer given back at once.
 func TestFetchGathersWhatItWaitsFor(t *testing.T) {
+	defer bytepool.Poison()()
 	synctest.Test(t, func(t *testing.T) {
 		h, f := newHandler(t)
 		p := f.topic("orders", 1, nil)[0]

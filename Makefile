@@ -15,6 +15,8 @@ MINUTES ?= 10
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
 LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|FullDiskUnderLoad|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
+LONG := $(LONG)|Release|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
+LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,11 +24,14 @@ help: ## print the targets
 build: ## build bin/chronik
 	go build -o bin/chronik ./cmd/chronik
 
+release: ## static builds for linux on amd64 and arm64 with checksums, into dist
+	@deploy/release.sh
+
 test: ## every test that needs only Go
 	go test ./...
 
 long: ## the tests of real processes that take too long for 'make test'
-	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/limits ./test/rejoin ./test/upgrade
+	CHRONIK_TEST_LONG=1 go test -count=1 -timeout 30m -v -run '^Test($(LONG))$$' ./deploy ./test/archive ./test/badinput ./test/chaos ./test/demo ./test/limits ./test/rejoin ./test/upgrade
 
 race: ## the packages with goroutines under the race detector
 	go test -race $(RACE)
@@ -116,4 +121,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full

@@ -13,7 +13,7 @@ import (
 // rings says how far out each package lies: imports go strictly inward
 // (docs/architecture.md, "Packages"). Ring -1 may be imported by all.
 var rings = map[string]int{
-	"alloctest": -1, "format": -1, "ident": -1, "invariant": -1, "jsonbound": -1, "vfs": -1,
+	"alloctest": -1, "bytepool": -1, "format": -1, "ident": -1, "invariant": -1, "jsonbound": -1, "vfs": -1,
 	"record": 0, "wire": 0, "transport": 0, "config": 0, "bucket": 0,
 	"raftlog": 1, "segment": 1, "snapshot": 1, "identity": 1,
 	"raftgroup": 2, "archive": 2,

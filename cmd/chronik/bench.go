@@ -5,162 +5,19 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/sys/unix"
 )
 
 func newBench() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "measure the cluster and what the machine allows", Args: cobra.NoArgs}
 	c.AddCommand(newBenchLimit(), newBenchProduce(), newBenchLoop(), newBenchSnapshot())
 	return c
-}
-
-// loopResult is what one bare loop measured.
-type loopResult struct {
-	BytesPerSecond float64 `json:"bytes_per_second"`
-	FsyncP50Micros float64 `json:"fdatasync_p50_us"`
-	FsyncP99Micros float64 `json:"fdatasync_p99_us"`
-	Rounds         int     `json:"rounds"`
-}
-
-// newBenchLimit measures the bare loop: what three processes at once get from the
-// disk when each writes 256 KiB and fdatasyncs, and writes the same again to a
-// second file without fsync, as a node's raftlog and segments do.
-func newBenchLimit() *cobra.Command {
-	var dir string
-	var seconds, procs, size int
-	var single, asJSON bool
-	c := &cobra.Command{
-		Use: "limit", Short: "the bare loop: write + fdatasync, and a second write, in three processes at once", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			rs, err := bareLoops(c.Context(), dir, procs, size, time.Duration(seconds)*time.Second, single)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return json.NewEncoder(c.OutOrStdout()).Encode(rs)
-			}
-			for i, r := range rs {
-				fmt.Fprintf(c.OutOrStdout(), "process %d: %.1f MB/s, fdatasync p50 %.0f us, p99 %.0f us, %d rounds\n",
-					i+1, r.BytesPerSecond/1e6, r.FsyncP50Micros, r.FsyncP99Micros, r.Rounds)
-			}
-			return nil
-		},
-	}
-	c.Flags().StringVar(&dir, "dir", ".", "a directory on the disk to measure")
-	c.Flags().IntVar(&seconds, "seconds", 5, "how long")
-	c.Flags().IntVar(&procs, "processes", 3, "how many at once")
-	c.Flags().IntVar(&size, "bytes", 256<<10, "bytes a write")
-	c.Flags().BoolVar(&single, "single-write", false, "without the second file")
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return c
-}
-
-func bareLoops(ctx context.Context, dir string, procs, size int, d time.Duration, single bool) ([]loopResult, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	tmp, err := os.MkdirTemp(dir, "bench-limit-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = os.RemoveAll(tmp) }()
-	results := make([]loopResult, procs)
-	errs := make([]error, procs)
-	var wg sync.WaitGroup
-	for i := range procs {
-		wg.Go(func() {
-			cmd := exec.CommandContext(ctx, exe, "bench", "loop", "--dir", filepath.Join(tmp, strconv.Itoa(i)),
-				"--milliseconds", strconv.FormatInt(d.Milliseconds(), 10), "--bytes", strconv.Itoa(size), fmt.Sprintf("--single-write=%t", single))
-			cmd.Stderr = os.Stderr
-			out, err := cmd.Output()
-			if err == nil {
-				err = json.Unmarshal(out, &results[i])
-			}
-			errs[i] = err
-		})
-	}
-	wg.Wait()
-	return results, firstErr(errs...)
-}
-
-// newBenchLoop is one process of bench limit.
-func newBenchLoop() *cobra.Command {
-	var dir string
-	var millis, size int
-	var single bool
-	c := &cobra.Command{
-		Use: "loop", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			r, err := bareLoop(dir, size, time.Duration(millis)*time.Millisecond, single)
-			if err != nil {
-				return err
-			}
-			return json.NewEncoder(c.OutOrStdout()).Encode(r)
-		},
-	}
-	c.Flags().StringVar(&dir, "dir", "", "")
-	c.Flags().IntVar(&millis, "milliseconds", 5000, "")
-	c.Flags().IntVar(&size, "bytes", 256<<10, "")
-	c.Flags().BoolVar(&single, "single-write", false, "")
-	return c
-}
-
-func bareLoop(dir string, size int, d time.Duration, single bool) (loopResult, error) {
-	var r loopResult
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return r, err
-	}
-	synced, err1 := os.Create(filepath.Join(dir, "synced"))
-	plain, err2 := os.Create(filepath.Join(dir, "plain"))
-	if err := firstErr(err1, err2); err != nil {
-		return r, err
-	}
-	defer func() { _, _ = synced.Close(), plain.Close() }()
-	const ring = 1 << 30                             // bytes before both files are overwritten from their start
-	_ = unix.Fallocate(int(synced.Fd()), 0, 0, ring) // an optimisation only
-	buf := make([]byte, size)
-	_, _ = rand.Read(buf)
-	var took []time.Duration
-	began := time.Now()
-	var at, total int64
-	for time.Since(began) < d {
-		if at+int64(size) > ring {
-			at = 0
-		}
-		if _, err := synced.WriteAt(buf, at); err != nil {
-			return r, err
-		}
-		t := time.Now()
-		if err := unix.Fdatasync(int(synced.Fd())); err != nil {
-			return r, err
-		}
-		took = append(took, time.Since(t))
-		if !single {
-			if _, err := plain.WriteAt(buf, at); err != nil {
-				return r, err
-			}
-		}
-		at += int64(size)
-		total += int64(size)
-	}
-	slices.Sort(took)
-	r.BytesPerSecond = float64(total) / time.Since(began).Seconds()
-	r.Rounds = len(took)
-	r.FsyncP50Micros = float64(took[len(took)/2].Nanoseconds()) / 1e3
-	r.FsyncP99Micros = float64(took[len(took)*99/100].Nanoseconds()) / 1e3
-	return r, nil
 }
 
 type produceResult struct {

@@ -61,6 +61,7 @@ func (c cluster) Config() kafka.Config {
 		DefaultPartitions: int32(cfg.Topic.DefaultPartitions),
 		ReplicationFactor: int16(cfg.Cluster.ReplicationFactor),
 		MinInsyncReplicas: int32(cfg.Cluster.MinInsyncReplicas),
+		MaxFetchSessions:  cfg.Kafka.MaxFetchSessions,
 		DataDir:           cfg.Node.DataDir,
 		Node:              map[string]string{"admin.listen": c.s.adminAddr},
 	}

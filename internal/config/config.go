@@ -39,6 +39,8 @@ type Kafka struct {
 	Advertised string // after Load never empty
 	// MaxConnections at a time; 0: as many as the limit of open files has room for.
 	MaxConnections int
+	// MaxFetchSessions is how many incremental fetch sessions are kept; 0: none.
+	MaxFetchSessions int
 }
 
 // Raft is the section raft.

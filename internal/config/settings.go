@@ -35,6 +35,9 @@ var settings = []setting{
 	intSetting("kafka.max_connections", "0", 0, 1<<31-1, "Connections of Kafka clients at a time; more are refused. 0: three quarters of the files that the process may have open, "+
 		"so that clients cannot take what the log needs.",
 		func(c *Config) intPtr { return ref(&c.Kafka.MaxConnections) }),
+	intSetting("kafka.max_fetch_sessions", "1000", 0, 1<<20, "Incremental fetch sessions of consumers at a time, in at most 64 MiB. Consumers beyond them name all their partitions in each request. "+
+		"0: no sessions.",
+		func(c *Config) intPtr { return ref(&c.Kafka.MaxFetchSessions) }),
 
 	addrSetting("raft.listen", "", "Where other nodes connect. Empty: as this node's entry in `cluster.peers` says; 127.0.0.1:9192 without peers.",
 		func(c *Config) *string { return &c.Raft.Listen }).withFlag("raft-addr"),

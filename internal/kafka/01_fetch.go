@@ -3,11 +3,14 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
 	"chronik/internal/wire"
@@ -20,7 +23,7 @@ import (
 //	v3     MaxBytes of the whole response
 //	v4     isolation level, LastStableOffset; batches as they are stored
 //	v5     LogStartOffset
-//	v7     sessions: answered with session id 0, which means "none"
+//	v7     sessions (fetch_session.go)
 //	v9     CurrentLeaderEpoch
 //	v10    zstd
 //	v11    rack: reads are the leader's, no other replica is named
@@ -43,12 +46,16 @@ const (
 
 // fetch is one request while it is answered. Only Serve's goroutine uses it.
 type fetch struct {
-	h     *Handler
-	room  *wire.Request // where room for records is asked for
-	req   *kmsg.FetchRequest
-	resp  *kmsg.FetchResponse
-	img   *metadata.Image
-	parts []fetchPart
+	h    *Handler
+	room *wire.Request // where room for records is asked for
+	req  *kmsg.FetchRequest
+	resp *kmsg.FetchResponse
+	img  *metadata.Image
+	// session is the one that the request continues; nil: none, and every partition
+	// of the request is answered.
+	session *fetchSession
+	topics  []fetchTopic // of a request without a session
+	parts   []fetchPart
 
 	maxBytes int // of records in the response
 	minBytes int // below it the request waits; at most maxBytes
@@ -57,86 +64,174 @@ type fetch struct {
 	settled bool
 }
 
-// fetchPart is one partition of the request.
+// fetchTopic names a topic as the request's version does: by name until 12, by id since.
+type fetchTopic struct {
+	name string
+	id   metadata.TopicID
+}
+
+// fetchAsk is what a client wants of a partition.
+type fetchAsk struct {
+	offset           int64
+	partition        int32
+	maxBytes         int32
+	epoch, lastEpoch int32 // CurrentLeaderEpoch, LastFetchedEpoch
+}
+
+// fetchPart is one partition of the request, with its answer as it grows.
 type fetchPart struct {
-	req  *kmsg.FetchRequestTopicPartition
-	resp *kmsg.FetchResponseTopicPartition
-	mp   *metadata.Partition
-	p    Partition // nil: answered with an error
+	topic *fetchTopic
+	ask   fetchAsk
+	mp    *metadata.Partition
+	p     Partition // nil: answered with an error
+	// watched is p while the request waits for it.
+	watched Partition
 	// seen is the high watermark at the last read; -1 before.
 	seen int64
+
+	code      int16
+	high, low int64 // watermarks; -1 beside an error
+	data      []byte
+	buf       []byte // where data lies; nil: in no buffer to give back
+	// diverged: lastEpoch ended before the offset, at divergeEnd, in divergeEpoch.
+	diverged                bool
+	divergeEpoch            int32
+	divergeEnd              int64
+	leaderNode, leaderEpoch int32 // where the partition went; -1: not said
 }
 
 func fetchRecords(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.FetchRequest) kmsg.Response {
 	resp := req.ResponseKind().(*kmsg.FetchResponse)
-	// A full fetch (epoch 0: a session is wished for, -1: none) is served without a
-	// session. Any other epoch continues a session, and there is none.
-	if req.Version >= 7 && req.SessionEpoch != 0 && req.SessionEpoch != -1 {
-		resp.ErrorCode = h.code(r.Key, kerr.FetchSessionIDNotFound)
-		return resp
-	}
-	f := &fetch{h: h, room: r, req: req, resp: resp, img: h.cluster.Image()}
+	f := fetches.Get().(*fetch)
+	defer f.free()
+	f.h, f.room, f.req, f.resp, f.img = h, r, req, resp, h.cluster.Image()
 	f.maxBytes = min(max(int(req.MaxBytes), 0), fetchCeiling)
 	f.minBytes = min(int(req.MinBytes), f.maxBytes)
-	f.prepare()
+	if err := f.open(); err != nil {
+		resp.ErrorCode = h.code(r.Key, err)
+		return resp
+	}
 	f.read(ctx)
 	if !f.enough() && req.MaxWaitMillis > 0 {
 		f.wait(ctx)
 	}
-	f.finish()
+	f.finish(ctx)
 	return resp
 }
 
-// prepare finds the partitions and fills in errors that need no look at them.
-func (f *fetch) prepare() {
+// fetches are used again: a fetch of many partitions is large and short-lived.
+var fetches = sync.Pool{New: func() any { return new(fetch) }}
+
+// maxPooledParts keeps one huge request from pinning its memory.
+const maxPooledParts = 16 << 10
+
+// free forgets the request. Nothing of f is in the response but the records.
+func (f *fetch) free() {
+	if f.session != nil {
+		f.h.sessions.release(f.session)
+	}
+	if cap(f.parts) > maxPooledParts || cap(f.topics) > maxPooledParts {
+		return
+	}
+	clear(f.topics)
+	clear(f.parts)
+	*f = fetch{topics: f.topics[:0], parts: f.parts[:0]}
+	fetches.Put(f)
+}
+
+// open finds out what the request is about: all that it names, or what its session holds.
+func (f *fetch) open() error {
+	full := f.req.Version < 7 || f.req.SessionEpoch == 0 || f.req.SessionEpoch == -1
+	if !full {
+		return f.resume()
+	}
+	if f.req.Version >= 7 && f.req.SessionID != 0 {
+		f.h.sessions.end(f.req.SessionID) // a full fetch ends the session it names
+	}
+	f.topics = slices.Grow(f.topics, len(f.req.Topics)) // parts point into it
 	n := 0
 	for i := range f.req.Topics {
 		n += len(f.req.Topics[i].Partitions)
 	}
-	f.parts = make([]fetchPart, n)
-	f.resp.Topics = make([]kmsg.FetchResponseTopic, len(f.req.Topics))
-	rest := f.parts
+	f.parts = slices.Grow(f.parts, n)
 	for i := range f.req.Topics {
-		rt, wt := &f.req.Topics[i], &f.resp.Topics[i]
-		wt.Default()
-		wt.Topic, wt.TopicID = rt.Topic, rt.TopicID
-		wt.Partitions = make([]kmsg.FetchResponseTopicPartition, len(rt.Partitions))
-		t, err := findTopic(f.img, rt.Topic, rt.TopicID, f.req.Version >= 13)
+		rt := &f.req.Topics[i]
+		f.topics = append(f.topics, topicOf(f.req.Version, rt.Topic, rt.TopicID))
+		topic := &f.topics[len(f.topics)-1]
 		for j := range rt.Partitions {
-			fp := &rest[j]
-			*fp = fetchPart{req: &rt.Partitions[j], resp: &wt.Partitions[j], seen: -1}
-			fp.resp.Default()
-			fp.resp.Partition = fp.req.Partition
-			fp.resp.RecordBatches = []byte{}
-			fp.resp.PreferredReadReplica = -1
-			f.find(fp, t, err)
+			f.parts = append(f.parts, fetchPart{topic: topic, ask: askOf(&rt.Partitions[j])})
 		}
-		rest = rest[len(rt.Partitions):]
+	}
+	f.find()
+	return nil
+}
+
+// resume takes up the session that the request continues.
+func (f *fetch) resume() error {
+	s, err := f.h.sessions.resume(f.req)
+	if err != nil || s == nil {
+		return err // no session, no error: the request took the last partition out
+	}
+	f.session = s
+	f.resp.SessionID = s.id
+	f.parts = slices.Grow(f.parts, len(s.parts))
+	for i := range s.parts {
+		sp := s.at(i)
+		f.parts = append(f.parts, fetchPart{topic: &sp.topic.fetchTopic, ask: sp.ask})
+	}
+	f.find()
+	return nil
+}
+
+func topicOf(version int16, name string, id metadata.TopicID) fetchTopic {
+	if version >= 13 {
+		return fetchTopic{id: id}
+	}
+	return fetchTopic{name: name}
+}
+
+func askOf(rp *kmsg.FetchRequestTopicPartition) fetchAsk {
+	return fetchAsk{
+		offset: rp.FetchOffset, partition: rp.Partition, maxBytes: rp.PartitionMaxBytes,
+		epoch: rp.CurrentLeaderEpoch, lastEpoch: rp.LastFetchedEpoch,
 	}
 }
 
-func (f *fetch) find(fp *fetchPart, t *metadata.Topic, err error) {
-	if err == nil {
-		fp.mp, fp.p, err = f.h.leader(t, fp.req.Partition)
-	}
-	if err != nil {
-		f.fail(fp, err)
+// find finds the partitions, and answers those that are not here.
+func (f *fetch) find() {
+	var topic *fetchTopic
+	var t *metadata.Topic
+	var err error
+	for i := range f.parts {
+		fp := &f.parts[i]
+		fp.seen, fp.leaderNode, fp.leaderEpoch = -1, -1, -1
+		if fp.topic != topic { // the partitions of a topic mostly stand together
+			topic = fp.topic
+			t, err = findTopic(f.img, topic.name, topic.id, f.req.Version >= 13)
+		}
+		if err != nil {
+			f.fail(fp, err)
+			continue
+		}
+		var missing error
+		if fp.mp, fp.p, missing = f.h.leader(t, fp.ask.partition); missing != nil {
+			f.fail(fp, missing)
+		}
 	}
 }
 
 // fail gives a partition an error in place of records.
 func (f *fetch) fail(fp *fetchPart, err error) {
 	f.settled = true
-	f.total -= len(fp.resp.RecordBatches)
+	f.total -= len(fp.data)
+	f.replace(fp, nil, nil)
 	fp.p = nil
-	fp.resp.RecordBatches = []byte{}
-	fp.resp.ErrorCode = f.h.code(keyFetch, err)
-	fp.resp.HighWatermark, fp.resp.LastStableOffset, fp.resp.LogStartOffset = -1, -1, -1
-	moved := fp.resp.ErrorCode == kerr.NotLeaderForPartition.Code || fp.resp.ErrorCode == kerr.FencedLeaderEpoch.Code
+	fp.code = f.h.code(keyFetch, err)
+	fp.high, fp.low = -1, -1
+	moved := fp.code == kerr.NotLeaderForPartition.Code || fp.code == kerr.FencedLeaderEpoch.Code
 	if moved && fp.mp != nil && f.req.Version >= 12 {
 		if node, epoch, ok := f.h.cluster.Leader(fp.mp.Group); ok {
-			fp.resp.CurrentLeader.LeaderID = int32(node)
-			fp.resp.CurrentLeader.LeaderEpoch = epoch
+			fp.leaderNode, fp.leaderEpoch = int32(node), epoch
 		}
 	}
 }
@@ -153,17 +248,17 @@ func (f *fetch) read(ctx context.Context) {
 }
 
 func (f *fetch) readPart(ctx context.Context, fp *fetchPart) error {
-	if err := checkEpoch(fp.p, fp.req.CurrentLeaderEpoch); err != nil {
+	if err := checkEpoch(fp.p, fp.ask.epoch); err != nil {
 		return err
 	}
 	high := fp.p.HighWatermark()
 	if high == fp.seen {
 		return nil
 	}
-	if fp.req.LastFetchedEpoch >= 0 && f.req.Version >= 12 && f.diverges(fp) {
+	if fp.ask.lastEpoch >= 0 && f.req.Version >= 12 && f.diverges(fp) {
 		return nil
 	}
-	offset := fp.req.FetchOffset
+	offset := fp.ask.offset
 	if offset > high {
 		var err error
 		if high, err = f.confirmHigh(ctx, fp); err != nil {
@@ -185,14 +280,14 @@ func (f *fetch) readPart(ctx context.Context, fp *fetchPart) error {
 // batch of the response comes whole, however large: else a consumer would stand
 // before it for ever.
 func (f *fetch) take(fp *fetchPart) error {
-	before := len(fp.resp.RecordBatches)
+	before := len(fp.data)
 	room := f.maxBytes - (f.total - before)
 	first := f.total == before
 	if room <= 0 && !first {
 		fp.marks(fp.p.HighWatermark(), fp.p.LogStartOffset())
 		return nil
 	}
-	limit := min(max(int(fp.req.PartitionMaxBytes), 0), room)
+	limit := min(max(int(fp.ask.maxBytes), 0), room)
 	given, short := f.room.Room(max(limit, 1))
 	if short {
 		f.settled = true // what is there goes out now
@@ -203,7 +298,7 @@ func (f *fetch) take(fp *fetchPart) error {
 	}
 	limit = min(limit, given)
 	f.h.reads <- struct{}{}
-	res, err := fp.p.Read(fp.req.FetchOffset, limit)
+	res, err := fp.p.Read(fp.ask.offset, limit)
 	<-f.h.reads
 	if err != nil {
 		f.room.Settle(given, 0)
@@ -212,39 +307,38 @@ func (f *fetch) take(fp *fetchPart) error {
 	fp.marks(res.HighWatermark, res.LogStartOffset)
 	fp.seen = res.HighWatermark
 	if len(res.Data) > limit && !first {
-		res.Data = nil
+		bytepool.Put(res.Buffer)
+		res.Data, res.Buffer = nil, nil
 		f.settled = true // there is more, and it does not fit
 	}
-	if res.Data == nil {
-		res.Data = []byte{}
-	}
-	f.room.Settle(given+before, len(res.Data))
+	f.room.Settle(given+max(cap(fp.buf), before), max(cap(res.Buffer), len(res.Data)))
 	f.total += len(res.Data) - before
-	fp.resp.RecordBatches = res.Data
+	f.replace(fp, res.Data, res.Buffer)
 	return nil
 }
 
-// marks fills in the watermarks. No transactions: everything committed is stable.
-func (fp *fetchPart) marks(high, logStart int64) {
-	fp.resp.HighWatermark = high
-	fp.resp.LastStableOffset = high
-	fp.resp.LogStartOffset = logStart
+// replace puts other records in place of those that a partition had. Nobody else has seen these.
+func (f *fetch) replace(fp *fetchPart, data, buf []byte) {
+	bytepool.Put(fp.buf)
+	fp.data, fp.buf = data, buf
 }
+
+// marks fills in the watermarks.
+func (fp *fetchPart) marks(high, logStart int64) { fp.high, fp.low = high, logStart }
 
 // diverges tells a client whose last epoch ended before its offset where to go
 // back to.
 func (f *fetch) diverges(fp *fetchPart) bool {
-	epoch, end := fp.p.EpochEndOffset(fp.req.LastFetchedEpoch)
+	epoch, end := fp.p.EpochEndOffset(fp.ask.lastEpoch)
 	if epoch < 0 || end < 0 {
 		return false // older than anything kept: the offset decides
 	}
-	if epoch >= fp.req.LastFetchedEpoch && end >= fp.req.FetchOffset {
+	if epoch >= fp.ask.lastEpoch && end >= fp.ask.offset {
 		return false
 	}
 	f.settled = true
 	fp.marks(fp.p.HighWatermark(), fp.p.LogStartOffset())
-	fp.resp.DivergingEpoch.Epoch = epoch
-	fp.resp.DivergingEpoch.EndOffset = end
+	fp.diverged, fp.divergeEpoch, fp.divergeEnd = true, epoch, end
 	return true
 }
 
@@ -272,16 +366,17 @@ func (f *fetch) wait(ctx context.Context) {
 		default:
 		}
 	})
-	watched := make([]Partition, 0, len(f.parts))
 	for i := range f.parts {
-		if p := f.parts[i].p; p != nil {
-			p.Watch(w)
-			watched = append(watched, p)
+		if fp := &f.parts[i]; fp.p != nil {
+			fp.watched = fp.p
+			fp.p.Watch(w)
 		}
 	}
 	defer func() {
-		for _, p := range watched {
-			p.Unwatch(w)
+		for i := range f.parts {
+			if p := f.parts[i].watched; p != nil {
+				p.Unwatch(w)
+			}
 		}
 	}()
 	timer := time.NewTimer(time.Duration(f.req.MaxWaitMillis) * time.Millisecond)
@@ -301,33 +396,95 @@ func (f *fetch) wait(ctx context.Context) {
 	}
 }
 
-// finish brings the records into the form that the version carries.
-func (f *fetch) finish() {
+// finish brings the records into the form that the version carries, and answers: with
+// every partition of the request, or with those of the session that have news.
+func (f *fetch) finish(ctx context.Context) {
+	told, topics, last := 0, 0, -1
+	var topic *fetchTopic
 	for i := range f.parts {
 		fp := &f.parts[i]
-		if len(fp.resp.RecordBatches) == 0 {
+		if len(fp.data) > 0 {
+			last = i
+			data, err := forVersion(f.req.Version, fp.data)
+			if err != nil {
+				f.fail(fp, err)
+			} else if f.req.Version < 4 { // other bytes
+				f.replace(fp, data, nil)
+			}
+			f.room.Hold(fp.buf)
+		}
+		if !f.session.news(i, fp) {
+			fp.topic = nil // nothing to say
 			continue
 		}
-		data, err := forVersion(f.req.Version, fp.resp.RecordBatches)
-		if err != nil {
-			f.fail(fp, err)
-			continue
+		told++
+		if fp.topic != topic {
+			topic = fp.topic
+			topics++
 		}
-		fp.resp.RecordBatches = data
+	}
+	f.tell(topics, told)
+	switch {
+	case f.session != nil:
+		f.session.turnTo(last + 1)
+	case f.req.Version >= 7 && f.req.SessionEpoch == 0:
+		f.resp.SessionID = f.h.sessions.begin(ctx, f)
 	}
 	if f.req.Version >= 16 {
 		f.resp.Brokers = f.newLeaders()
 	}
 }
 
+// tell fills in the response: told partitions that stand in so many runs of one topic.
+func (f *fetch) tell(topics, told int) {
+	if told == 0 {
+		return
+	}
+	f.resp.Topics = make([]kmsg.FetchResponseTopic, 0, topics)
+	parts := make([]kmsg.FetchResponseTopicPartition, told)
+	var topic *fetchTopic
+	begin, end := 0, 0 // of the topic's run in parts
+	for i := range f.parts {
+		fp := &f.parts[i]
+		if fp.topic == nil {
+			continue
+		}
+		if fp.topic != topic {
+			topic, begin = fp.topic, end
+			f.resp.Topics = append(f.resp.Topics, kmsg.FetchResponseTopic{Topic: topic.name, TopicID: topic.id})
+		}
+		fp.answer(&parts[end])
+		end++
+		f.resp.Topics[len(f.resp.Topics)-1].Partitions = parts[begin:end:end]
+	}
+}
+
+// answer fills in a partition of the response. No transactions: everything committed is stable.
+func (fp *fetchPart) answer(rp *kmsg.FetchResponseTopicPartition) {
+	rp.Default()
+	rp.Partition, rp.ErrorCode = fp.ask.partition, fp.code
+	rp.HighWatermark, rp.LastStableOffset, rp.LogStartOffset = fp.high, fp.high, fp.low
+	rp.CurrentLeader.LeaderID, rp.CurrentLeader.LeaderEpoch = fp.leaderNode, fp.leaderEpoch
+	if fp.diverged {
+		rp.DivergingEpoch.Epoch, rp.DivergingEpoch.EndOffset = fp.divergeEpoch, fp.divergeEnd
+	}
+	rp.PreferredReadReplica = -1
+	if rp.RecordBatches = fp.data; rp.RecordBatches == nil {
+		rp.RecordBatches = []byte{} // empty, not null
+	}
+}
+
 // newLeaders tells where the leaders named in the response live.
 func (f *fetch) newLeaders() []kmsg.FetchResponseBroker {
 	var brokers []kmsg.FetchResponseBroker
-	told := map[int32]bool{}
+	var told map[int32]bool
 	for i := range f.parts {
-		id := f.parts[i].resp.CurrentLeader.LeaderID
+		id := f.parts[i].leaderNode
 		if id < 0 || told[id] {
 			continue
+		}
+		if told == nil {
+			told = map[int32]bool{}
 		}
 		told[id] = true
 		if b, ok := f.h.endpoint(f.img, id); ok {

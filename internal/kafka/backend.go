@@ -55,6 +55,8 @@ type Config struct {
 	MinInsyncReplicas int32
 	// MaxMessageBytes is the largest batch, unless the topic says; 0 is Kafka's default.
 	MaxMessageBytes int32
+	// MaxFetchSessions is how many incremental fetch sessions the node keeps; 0: none.
+	MaxFetchSessions int
 	// DataDir is where the node keeps its data, as DescribeLogDirs and
 	// DescribeConfigs name it.
 	DataDir string

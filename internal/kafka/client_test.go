@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,13 +17,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/metadata"
 	"chronik/internal/record"
 	"chronik/internal/wire"
 )
 
 // listen serves the fake cluster on a socket, as node 1, with the others down.
-func listen(t *testing.T, h *Handler, f *fakeCluster) string {
+func listen(t *testing.T, h wire.Handler, f *fakeCluster) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,6 +67,7 @@ func newClient(t *testing.T, addr string, opts ...kgo.Opt) *kgo.Client {
 // TestClientProducesAndConsumes runs a real client over a socket: negotiation,
 // creation on demand, idempotent produce, fetch with waiting.
 func TestClientProducesAndConsumes(t *testing.T) {
+	defer bytepool.Poison()()
 	h, f := newHandler(t)
 	addr := listen(t, h, f)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -98,6 +101,56 @@ func TestClientProducesAndConsumes(t *testing.T) {
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("consumed %d records that are not the %d produced", len(got), count)
+	}
+}
+
+// watching counts the fetches that continue a session, and the partitions they name.
+type watching struct {
+	*Handler
+	continued, named atomic.Int64
+}
+
+func (w *watching) Serve(ctx context.Context, req *wire.Request, reply func(kmsg.Response)) {
+	if r, ok := req.Body.(*kmsg.FetchRequest); ok && r.SessionEpoch > 0 {
+		w.continued.Add(1)
+		for i := range r.Topics {
+			w.named.Add(int64(len(r.Topics[i].Partitions)))
+		}
+	}
+	w.Handler.Serve(ctx, req, reply)
+}
+
+// TestClientFetchesWithASession: a real client of many partitions names those it moves
+// on in, gets every record once and in order, and comes over the loss of its session.
+func TestClientFetchesWithASession(t *testing.T) {
+	h, f := newHandler(t)
+	parts := f.topic("events", 50, nil)
+	w := &watching{Handler: h}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	consumer := newClient(t, listen(t, w, f), kgo.ConsumeTopics("events"),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(5*time.Second))
+	const rounds = 60
+	for i := range rounds {
+		appendRecords(t, parts[i*7%50], 1)
+		fetches := consumer.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
+		}
+		rs := fetches.Records()
+		if len(rs) != 1 || rs[0].Partition != int32(i*7%50) || rs[0].Offset != int64(i/50) {
+			t.Fatalf("round %d: %d records, the first %+v", i, len(rs), rs)
+		}
+		if i == rounds/2 {
+			h.sessions.mu.Lock()
+			for _, s := range h.sessions.byID {
+				h.sessions.remove(s)
+			}
+			h.sessions.mu.Unlock()
+		}
+	}
+	if n, named := w.continued.Load(), w.named.Load(); n < rounds/2 || named > 2*n {
+		t.Errorf("%d fetches continued a session and named %d partitions", n, named)
 	}
 }
 

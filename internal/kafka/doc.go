@@ -3,7 +3,7 @@
 // A handler is thin. It checks what a client sent, finds the partition, the
 // coordinator shard or the metadata command that the request is about, and maps
 // what comes back to Kafka's own fields and error codes. It owns no state beyond
-// a block of producer ids; everything durable lives behind Cluster.
+// a block of producer ids and the fetch sessions; everything durable lives behind Cluster.
 //
 //	Produce   check the batch, hand it to the partition's leader, return at once;
 //	          the last partition that answers sends the response
@@ -21,7 +21,8 @@
 //
 // Crash argument: nothing here is durable. Producer ids come in blocks that the
 // metadata group never gives out twice; the rest of a block is lost with the
-// process, which is harmless.
+// process, which is harmless. Fetch sessions are lost with it too: a client whose
+// session is unknown begins another.
 //
 // Which versions are answered stands in one table, api.go. A version is in it
 // only if the package's tests answer and encode it.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/ident"
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
@@ -45,7 +46,7 @@ func newFakeCluster(t testing.TB) *fakeCluster {
 		t:       t,
 		store:   metadata.NewStore(),
 		leaders: metadata.NewLeaders(fakeSelf),
-		cfg:     Config{AutoCreateTopics: true, DefaultPartitions: 2, ReplicationFactor: 3, MinInsyncReplicas: 2, DataDir: "/var/lib/chronik"},
+		cfg:     Config{AutoCreateTopics: true, DefaultPartitions: 2, ReplicationFactor: 3, MinInsyncReplicas: 2, MaxFetchSessions: 3, DataDir: "/var/lib/chronik"},
 		parts:   map[ident.GroupID]*fakePartition{},
 		coords:  map[ident.GroupID]Coordinator{},
 		down:    map[ident.NodeID]bool{},
@@ -299,6 +300,10 @@ func (p *fakePartition) Read(offset int64, maxBytes int) (partition.ReadResult, 
 			break
 		}
 		res.Data = append(res.Data, raw...)
+	}
+	if res.Data != nil { // lies in a buffer that is used again, as a partition's does
+		res.Buffer = bytepool.Get(len(res.Data) + 10)
+		res.Data = res.Buffer[10:][:copy(res.Buffer[10:], res.Data)]
 	}
 	return res, nil
 }

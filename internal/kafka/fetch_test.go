@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/partition"
 	"chronik/internal/record"
 )
@@ -73,7 +74,10 @@ func TestFetchWaits(t *testing.T) {
 	}
 }
 
+// TestFetchGathersWhatItWaitsFor: what was read before is read again with what came, and
+// its buffer given back at once.
 func TestFetchGathersWhatItWaitsFor(t *testing.T) {
+	defer bytepool.Poison()()
 	synctest.Test(t, func(t *testing.T) {
 		h, f := newHandler(t)
 		p := f.topic("orders", 1, nil)[0]
@@ -258,31 +262,6 @@ func TestFetchEpochs(t *testing.T) {
 	req.Topics[0].Partitions[0].LastFetchedEpoch = 5
 	if got := fetched(t, h, req); got.DivergingEpoch.EndOffset != -1 || len(got.RecordBatches) == 0 {
 		t.Errorf("%+v", got)
-	}
-}
-
-func TestFetchSessions(t *testing.T) {
-	h, f := newHandler(t)
-	appendRecords(t, f.topic("orders", 1, nil)[0], 1)
-	for _, tc := range []struct {
-		id, epoch int32
-		want      *kerr.Error
-	}{
-		{0, -1, nil},
-		{0, 0, nil},
-		{7, -1, nil},
-		{7, 0, nil},
-		{7, 1, kerr.FetchSessionIDNotFound},
-		{0, 1, kerr.FetchSessionIDNotFound},
-		{7, -2, kerr.FetchSessionIDNotFound},
-	} {
-		req := fetchOf("orders", 0, 0)
-		req.SessionID, req.SessionEpoch = tc.id, tc.epoch
-		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
-		wantCode(t, "session", resp.ErrorCode, tc.want)
-		if resp.SessionID != 0 || (len(resp.Topics) == 1) != (tc.want == nil) {
-			t.Errorf("session %d epoch %d: %+v", tc.id, tc.epoch, resp)
-		}
 	}
 }
 

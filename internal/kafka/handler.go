@@ -35,6 +35,8 @@ type Handler struct {
 	// come together would else be that many goroutines that want a processor, and a raft
 	// worker would wait for its turn among them for longer than an election timeout.
 	reads chan struct{}
+	// sessions are the incremental fetch sessions.
+	sessions *fetchSessions
 
 	// producerIDs is the rest of the block of producer ids this node holds.
 	producerIDs struct {
@@ -48,6 +50,7 @@ var _ wire.Handler = (*Handler)(nil)
 // NewHandler returns a Handler over a cluster.
 func NewHandler(opt Options) *Handler {
 	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, log: opt.Logger, reads: make(chan struct{}, maxReads)}
+	h.sessions = newFetchSessions(h.config.MaxFetchSessions, opt.Metrics)
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}

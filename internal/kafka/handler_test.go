@@ -128,7 +128,7 @@ func TestMetricsCountRequestsAndErrors(t *testing.T) {
 	req.Topics = append(req.Topics, topic)
 	roundTrip[*kmsg.MetadataResponse](t, h, req)
 	families, err := reg.Gather()
-	if err != nil || len(families) != 2 {
+	if err != nil || len(families) != 4 {
 		t.Fatalf("gathered %v, %v", families, err)
 	}
 	for _, f := range families {
@@ -137,6 +137,7 @@ func TestMetricsCountRequestsAndErrors(t *testing.T) {
 			if len(m) != 1 || m[0].GetCounter().GetValue() != 1 {
 				t.Errorf("errors: %v", m)
 			}
+		case "chronik_kafka_fetch_sessions", "chronik_kafka_fetch_sessions_evicted_total":
 		case "chronik_kafka_request_seconds":
 			count := uint64(0)
 			for i := range m {

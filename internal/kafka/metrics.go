@@ -11,6 +11,9 @@ import (
 type Metrics struct {
 	seconds *prometheus.HistogramVec
 	errors  *prometheus.CounterVec
+	// sessions and evicted are those of fetches.
+	sessions prometheus.Gauge
+	evicted  prometheus.Counter
 	// bySlot are the histograms in the order of apis: no lookup by label a request.
 	bySlot []prometheus.Observer
 }
@@ -27,8 +30,12 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 			Name: "chronik_kafka_errors_total",
 			Help: "Errors in responses, by API and Kafka's name of the error.",
 		}, []string{"api", "error"}),
+		sessions: prometheus.NewGauge(prometheus.GaugeOpts{Name: "chronik_kafka_fetch_sessions", Help: "Incremental fetch sessions."}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chronik_kafka_fetch_sessions_evicted_total", Help: "Fetch sessions that were not used for two minutes and made room for others.",
+		}),
 	}
-	for _, c := range []prometheus.Collector{m.seconds, m.errors} {
+	for _, c := range []prometheus.Collector{m.seconds, m.errors, m.sessions, m.evicted} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -47,5 +54,17 @@ func (m *Metrics) observe(slot int, took time.Duration) {
 func (m *Metrics) failed(key int16, k *kerr.Error) {
 	if m != nil {
 		m.errors.WithLabelValues(apiName(key), k.Message).Inc()
+	}
+}
+
+func (m *Metrics) sessionsAre(n int) {
+	if m != nil {
+		m.sessions.Set(float64(n))
+	}
+}
+
+func (m *Metrics) sessionEvicted() {
+	if m != nil {
+		m.evicted.Inc()
 	}
 }

@@ -169,6 +169,7 @@ func (p *Partition) Unwatch(w *Watcher) { p.sm.watchers.remove(w) }
 // ReadResult is what a fetch gets. The marks are right beside an error too.
 type ReadResult struct {
 	Data             []byte // whole batches, the caller's; nil at the end of the log
+	Buffer           []byte // where Data lies: for bytepool.Put once nobody reads it
 	HighWatermark    int64
 	LastStableOffset int64
 	LogStartOffset   int64
@@ -191,7 +192,7 @@ func (p *Partition) Read(offset int64, maxBytes int) (ReadResult, error) {
 			return fmt.Errorf("%w: %d, the log has [%d,%d)", ErrOffsetOutOfRange, offset, v.start, v.next)
 		}
 		var err error
-		res.Data, err = v.log.Read(offset, maxBytes, v.next)
+		res.Data, res.Buffer, err = v.log.ReadBuffer(offset, maxBytes, v.next)
 		return err
 	})
 	return res, err

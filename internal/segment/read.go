@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/record"
 )
 
@@ -17,22 +18,28 @@ var errStop = errors.New("stop")
 // one segment. Nothing is there before limit: nil. The bytes are the caller's.
 // Every CRC is checked. Errors: ErrOutOfRange, ErrCorrupt, ErrClosed.
 func (l *Log) Read(from int64, maxBytes int, limit int64) ([]byte, error) {
+	b, _, err := l.ReadBuffer(from, maxBytes, limit)
+	return b, err
+}
+
+// ReadBuffer is Read for those that read much: batches lie in buf, which the caller may
+// give back (bytepool.Put) once nobody reads them any more.
+func (l *Log) ReadBuffer(from int64, maxBytes int, limit int64) (batches, buf []byte, err error) {
 	list := *l.list.Load()
 	next := list[len(list)-1].pub.Load().next
 	if start := l.start.Load(); from < start || from > next {
-		return nil, fmt.Errorf("%w: %d, the log has [%d,%d)", ErrOutOfRange, from, start, next)
+		return nil, nil, fmt.Errorf("%w: %d, the log has [%d,%d)", ErrOutOfRange, from, start, next)
 	}
 	if from >= min(next, limit) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	s := list[find(list, from)]
-	var out []byte
-	err := l.withIndex(s, func(h *handle, p *published, index []entry) error {
+	err = l.withIndex(s, func(h *handle, p *published, index []entry) error {
 		var err error
-		out, err = readBatches(h, s, p, index, from, maxBytes, limit)
+		batches, buf, err = readBatches(h, s, p, index, from, maxBytes, limit)
 		return err
 	})
-	return out, err
+	return batches, buf, err
 }
 
 // withIndex calls fn with a segment's open file, a view and its index. When fn
@@ -112,45 +119,67 @@ func (l *Log) saveIndex(s *segment, p *published) {
 	}
 }
 
-func readBatches(h *handle, s *segment, p *published, index []entry, from int64, maxBytes int, limit int64) ([]byte, error) {
+// readAhead is how far behind the end of a segment a reader must be for the kernel to be
+// asked for what it reads next: who follows the end finds that in the page cache.
+const readAhead = 4 << 20
+
+// readBatches returns nothing but an error, or batches and the buffer they lie in.
+func readBatches(h *handle, s *segment, p *published, index []entry, from int64, maxBytes int, limit int64) (batches, buf []byte, err error) {
 	e, nextPos := findOffset(index, from, p.size)
 	// The batch of from starts before nextPos, so maxBytes of batches fit behind it.
-	buf, err := readAt(h, s, e.pos, min(nextPos-e.pos+int64(max(maxBytes, record.HeaderSize)), p.size-e.pos))
-	if err != nil {
-		return nil, err
+	n := min(nextPos-e.pos+int64(max(maxBytes, record.HeaderSize)), p.size-e.pos)
+	if buf, err = readAt(h, s, e.pos, n); err != nil {
+		return nil, nil, err
 	}
+	if p.size-e.pos-n >= readAhead {
+		// While these bytes are on their way to a client the disk gets the next.
+		_ = h.file.Prefetch(e.pos+n, n) // a hint
+	}
+	start, end, err := span(s, p, e, buf, from, maxBytes, limit)
+	if err == nil && end > len(buf) { // one batch larger than maxBytes
+		bytepool.Put(buf)
+		e.pos += int64(start)
+		start, end = 0, end-start
+		if buf, err = readAt(h, s, e.pos, int64(end)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err == nil && end > start {
+		batches, err = checked(s, e.pos+int64(start), buf[start:end:end])
+	}
+	if err != nil || len(batches) == 0 {
+		bytepool.Put(buf)
+		return nil, nil, err
+	}
+	return batches, buf, nil
+}
+
+// span finds the batches to return in buf, which holds those from e on: from the one of
+// offset from, as many as fit. end is beyond buf if the first does not lie in it; start
+// and end are equal if it reaches beyond limit.
+func span(s *segment, p *published, e entry, buf []byte, from int64, maxBytes int, limit int64) (start, end int, err error) {
 	header := func(at int, want int64) (record.Batch, error) {
 		return checkHeader(s.path, e.pos+int64(at), buf[at:], p.size, want)
 	}
-	start := 0
 	b, err := header(0, e.offset)
 	for err == nil && b.NextOffset() <= from {
 		start += b.Size()
 		b, err = header(min(start, len(buf)), b.NextOffset())
 	}
-	if err != nil {
-		return nil, err
+	if err != nil || b.NextOffset() > limit {
+		return start, start, err
 	}
-	if b.NextOffset() > limit {
-		return nil, nil
-	}
-	end := start + b.Size()
-	if end > len(buf) { // one batch larger than maxBytes
-		if buf, err = readAt(h, s, e.pos+int64(start), int64(b.Size())); err != nil {
-			return nil, err
-		}
-		return checked(s, e.pos+int64(start), buf)
-	}
+	end = start + b.Size()
 	for next := b.NextOffset(); end+record.HeaderSize <= len(buf); end += b.Size() {
 		if b, err = header(end, next); err != nil {
-			return nil, err
+			return start, end, err
 		}
 		next = b.NextOffset()
 		if next > limit || end+b.Size() > len(buf) || end+b.Size()-start > maxBytes {
 			break
 		}
 	}
-	return checked(s, e.pos+int64(start), buf[start:end:end])
+	return start, end, nil
 }
 
 // checked verifies the CRC of each batch in b, which lies at pos, and returns b.
@@ -165,9 +194,11 @@ func checked(s *segment, pos int64, b []byte) ([]byte, error) {
 	return b, nil
 }
 
+// readAt returns n bytes of a segment in a buffer of their own.
 func readAt(h *handle, s *segment, pos, n int64) ([]byte, error) {
-	b := make([]byte, n)
+	b := bytepool.Get(int(n))
 	if got, err := h.file.ReadAt(b, pos); got < len(b) {
+		bytepool.Put(b)
 		return nil, readError(s.path, pos, len(b), got, err)
 	}
 	return b, nil
@@ -264,7 +295,7 @@ func (l *Log) MaxTimestamp(limit int64) (offset, timestamp int64, ok bool, err e
 // and in order. The batch is valid during the call.
 func (l *Log) EachBatch(from, to int64, fn func(record.Batch) error) error {
 	for from < to {
-		b, err := l.Read(from, 1<<20, math.MaxInt64)
+		b, buf, err := l.ReadBuffer(from, 1<<20, math.MaxInt64)
 		if err != nil || len(b) == 0 {
 			return err
 		}
@@ -278,6 +309,7 @@ func (l *Log) EachBatch(from, to int64, fn func(record.Batch) error) error {
 			}
 			from, b = h.NextOffset(), b[h.Size():]
 		}
+		bytepool.Put(buf)
 	}
 	return nil
 }

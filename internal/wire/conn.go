@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/invariant"
 )
 
@@ -26,7 +27,8 @@ type Conn struct {
 	cancel context.CancelFunc
 	br     *bufio.Reader
 
-	// writing is when the piece that is being written was begun, Unix nanoseconds; 0: none is.
+	// writing is when the peer had taken the last writePiece of what is being written, at
+	// first when that was begun, Unix nanoseconds; 0: nothing is being written.
 	writing atomic.Int64
 
 	mu sync.Mutex
@@ -54,6 +56,8 @@ type pending struct {
 	work    *work // of Options.Backlog, until it is answered
 	bytes   int64 // about the response's size, once answered
 	resp    kmsg.Response
+	// buffers hold records of resp; given back once they are written.
+	buffers [][]byte
 	// answered: reply was called. Under c.mu.
 	answered bool
 }
@@ -209,6 +213,12 @@ func (c *Conn) take(batch []*pending) []*pending {
 // done removes the written head of the queue.
 func (c *Conn) done(batch []*pending) {
 	var held, room int64
+	for _, p := range batch { // written: nobody reads them
+		for _, b := range p.buffers {
+			bytepool.Put(b)
+		}
+		p.buffers = nil
+	}
 	c.mu.Lock()
 	if !c.dead { // close has settled everything else
 		for _, p := range batch {
@@ -231,25 +241,25 @@ func (c *Conn) writeLoop() {
 	defer c.srv.wg.Done()
 	defer c.close()
 	var batch []*pending
+	var g gather
 	for {
 		batch = c.take(batch[:0])
 		if len(batch) == 0 {
 			return
 		}
-		hint := 0
+		buf := getBuffer(minBuffer)
+		g.reset(*buf)
 		for _, p := range batch {
-			hint += int(p.bytes)
+			g.response(p)
+			p.resp = nil // its records are in g
 		}
-		buf := getBuffer(hint)
-		out := (*buf)[:0]
-		for _, p := range batch {
-			out = p.append(out)
-			p.resp = nil // its records are in out: a slow peer keeps them once
-		}
-		*buf = out
-		err := c.write(out)
+		err := c.write(&g)
+		*buf = g.out
+		g.reset(nil)
 		putBuffer(buf)
 		if err != nil {
+			// The buffers of the records are left to the collector: who closed the connection
+			// may have come before the last byte was taken.
 			if !errors.Is(err, net.ErrClosed) {
 				c.srv.log.Debug("connection lost", "peer", c.remote, "err", err)
 			}
@@ -260,18 +270,31 @@ func (c *Conn) writeLoop() {
 	}
 }
 
-func (c *Conn) write(b []byte) error {
+// write sends all of g. A peer that takes nothing for the idle timeout is given up.
+func (c *Conn) write(g *gather) error {
 	defer c.writing.Store(0)
-	for len(b) > 0 {
-		now := time.Now()
-		c.writing.Store(now.UnixNano())
-		if err := c.nc.SetWriteDeadline(now.Add(c.srv.opt.IdleTimeout)); err != nil {
+	parts := g.slices()
+	now := time.Now()
+	c.writing.Store(now.UnixNano())
+	moved, taken := now, 0 // when a byte was taken last; bytes since c.writing
+	for left := g.size(); left > 0; {
+		until := now.Add(min(writeTurn, c.srv.opt.IdleTimeout-now.Sub(moved)))
+		if err := c.nc.SetWriteDeadline(until); err != nil {
 			return err
 		}
-		n, err := c.nc.Write(b[:min(len(b), writePiece)])
-		b = b[n:]
-		c.srv.bytesOut.Add(uint64(n))
-		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+		n, err := g.send(c.nc, parts, writeMost)
+		now = time.Now()
+		if n > 0 {
+			parts = skip(parts, n)
+			left -= n
+			c.srv.bytesOut.Add(uint64(n))
+			moved = now
+			if taken += n; taken >= writePiece {
+				taken = 0
+				c.writing.Store(now.UnixNano())
+			}
+		}
+		if err != nil && (!errors.Is(err, os.ErrDeadlineExceeded) || now.Sub(moved) >= c.srv.opt.IdleTimeout) {
 			return err
 		}
 	}

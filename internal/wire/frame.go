@@ -262,23 +262,6 @@ func parseHeader(b []byte, flexible bool, req *Request) (body []byte, ok bool) {
 	return b[w.at:], true
 }
 
-// append encodes the response with its header.
-func (p *pending) append(dst []byte) []byte {
-	resp := p.resp
-	if resp == nil {
-		return dst
-	}
-	at := len(dst)
-	dst = append(dst, 0, 0, 0, 0)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(p.id))
-	if resp.IsFlexible() && p.key != keyAPIVersions {
-		dst = append(dst, 0) // no tags
-	}
-	dst = resp.AppendTo(dst)
-	binary.BigEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
-	return dst
-}
-
 // sizeHint is about the encoded size of a response: exact enough for those
 // that carry records, a guess for the others.
 func sizeHint(resp kmsg.Response) int {
@@ -294,8 +277,12 @@ func sizeHint(resp kmsg.Response) int {
 	return n
 }
 
-// maxPooledBuffer keeps one huge response from pinning its memory for ever.
-const maxPooledBuffer = 8 << 20
+const (
+	// minBuffer is where a buffer for encoded responses begins.
+	minBuffer = 4 << 10
+	// maxPooledBuffer keeps one huge response from pinning its memory for ever.
+	maxPooledBuffer = 8 << 20
+)
 
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 

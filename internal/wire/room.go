@@ -12,8 +12,11 @@ const (
 	// node is short of room. shedEvery is how often that is looked at.
 	stallTimeout = 5 * time.Second
 	shedEvery    = time.Second
-	// writePiece is what a peer must take within stallTimeout then.
+	// writePiece is what a peer must take within stallTimeout then. It is looked at every
+	// writeTurn while the peer takes less than it is given, writeMost in one call.
 	writePiece = 64 << 10
+	writeTurn  = time.Second
+	writeMost  = 256 << 10
 )
 
 // Room asks for room for about want bytes of records in the response, and returns how many
@@ -55,6 +58,15 @@ func (r *Request) Settle(given, used int) {
 		q.add(int64(used - given))
 	} else {
 		q.release(int64(given - used))
+	}
+}
+
+// Hold says that records of the response lie in b, a buffer of package bytepool. It goes back
+// there once they are written. A response that is never written leaves it to the collector. Only
+// the goroutine that Serve runs on may call it.
+func (r *Request) Hold(b []byte) {
+	if r.p != nil && b != nil {
+		r.p.buffers = append(r.p.buffers, b)
 	}
 }
 

@@ -148,6 +148,60 @@ func TestSlowIsNotStalled(t *testing.T) {
 	})
 }
 
+// TestStalledIsAboutRate: while the node is short of room a peer is given up that takes
+// less than a piece within the stall timeout, and none that takes more; without shortage, one
+// that takes nothing for the idle timeout.
+func TestStalledIsAboutRate(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		room   int64
+		every  time.Duration // 4 KiB are read
+		closed bool
+		after  time.Duration // at least and about
+	}{
+		{"short of room, 20 KB/s", 1 << 20, 200 * time.Millisecond, false, 0},
+		{"short of room, 8 KB/s", 1 << 20, 500 * time.Millisecond, true, stallTimeout},
+		{"room, a byte now and then", 1 << 40, DefaultIdleTimeout - time.Minute, false, 0},
+		{"room, nothing", 1 << 40, DefaultIdleTimeout + time.Minute, true, DefaultIdleTimeout},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const size = 600 << 10
+				room := NewQuota(tc.room)
+				dial, srv, done := fetches(t, room, size)
+				c := dial()
+				room.add(-7 * tc.room) // so that the whole share is given
+				askFetch(t, c)
+				began := time.Now()
+				b := make([]byte, 4<<10)
+				n, err := c.Read(b)
+				room.add(7 * tc.room)
+				if tc.room < 1<<40 { // others take the rest, and one waits
+					room.add(tc.room)
+					other := dial()
+					askFetch(t, other)
+				}
+				got := n
+				for err == nil && got < size {
+					time.Sleep(tc.every)
+					n, err = c.Read(b)
+					got += n
+				}
+				if took := time.Since(began); (err != nil) != tc.closed || took < tc.after {
+					t.Errorf("%d of %d bytes in %v: %v", got, size, took, err)
+				}
+				if stalled := srv.Stats().StalledClosed; (stalled == 1) != (tc.closed && tc.room < 1<<40) {
+					t.Errorf("%d closed for being stalled", stalled)
+				}
+				if tc.room < 1<<40 {
+					room.release(tc.room)
+				}
+				done()
+			})
+		})
+	}
+}
+
 // TestSettle: what a handler does not use is back at once, what it uses more counts
 // until the response is written.
 func TestSettle(t *testing.T) {

@@ -77,6 +77,7 @@ func TestCommands(t *testing.T) {
 	}{
 		{"Topics", topics},
 		{"RoundTrip", roundTrip},
+		{"BenchLimit", benchLimit},
 		{"LongLines", longLines},
 		{"Keys", keys},
 		{"Ends", ends},

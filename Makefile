@@ -100,6 +100,9 @@ transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; ki
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
+bench-peers: ## beside Apache Kafka and NATS, into docs/benchmarks.md (java, mvn; PART=all ONLY=REGEXP ROUNDS=5 SECONDS=5 WARM=5 BYTES=1000000000)
+	go run ./test/bench/peers -part '$(or $(PART),all)' -only '$(ONLY)' -rounds $(or $(ROUNDS),5) -seconds $(or $(SECONDS),5) -warm $(or $(WARM),5) -bytes $(or $(BYTES),1000000000) $(PEERSFLAGS)
+
 bench-snapshot: ## what snapshots cost, and which threshold to choose, into docs/benchmarks.md
 	go build -o bin/chronik ./cmd/chronik
 	bin/chronik bench snapshot --docs docs
@@ -111,4 +114,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci limits s3 mutation demo-input start-time transfer bench bench-peers bench-snapshot docs full

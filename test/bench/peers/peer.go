@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // peer is a server that is measured.
@@ -35,7 +37,7 @@ type peer interface {
 var errMissing = errors.New("not here")
 
 // startTimeout is how long a cluster or a topic may take to serve.
-const startTimeout = 2 * time.Minute
+const startTimeout = 3 * time.Minute
 
 // with starts a fresh cluster, lets f measure it, stops it and removes its data.
 func (b *bench) with(ctx context.Context, p peer, nodes int, f func(c *cluster) error) error {
@@ -95,23 +97,43 @@ func (kafkaPeer) ready(ctx context.Context, c *cluster) error {
 		return err
 	}
 	defer cl.Close()
-	adm := kadm.NewClient(cl)
 	for {
-		md, err := adm.BrokerMetadata(ctx)
-		if err == nil && len(md.Brokers) == len(c.nodes) && md.Controller > 0 {
+		known, err := knownBrokers(ctx, cl)
+		if known == len(c.nodes) {
 			return nil
 		}
-		if wait := pause(ctx, 20*time.Millisecond); wait != nil {
-			return errors.Join(err, wait)
+		if wait := pause(ctx, 50*time.Millisecond); wait != nil {
+			return errors.Join(err, fmt.Errorf("a node knows %d brokers: %w", known, wait))
 		}
 	}
+}
+
+// knownBrokers asks every node, past what the client remembers, how many brokers it
+// knows, and returns the least; none while there is no controller.
+func knownBrokers(ctx context.Context, cl *kgo.Client) (int, error) {
+	known := math.MaxInt
+	for _, seed := range cl.SeedBrokers() {
+		req := kmsg.NewPtrMetadataRequest()
+		req.Topics = []kmsg.MetadataRequestTopic{} // none; nil means all
+		r, err := seed.RetriableRequest(ctx, req)
+		if err != nil {
+			return 0, err
+		}
+		resp := r.(*kmsg.MetadataResponse)
+		if resp.ControllerID < 1 {
+			return 0, nil
+		}
+		known = min(known, len(resp.Brokers))
+	}
+	return known, nil
 }
 
 func (kafkaPeer) create(ctx context.Context, c *cluster, topic string, partitions int) error {
 	return createTopics(ctx, c, partitions, topic)
 }
 
-// createTopics returns when every partition has a leader and all its replicas in sync.
+// createTopics returns when every partition has a leader and all its replicas in sync,
+// and has acknowledged a record: Kafka makes its logs after it has named the leaders.
 func createTopics(ctx context.Context, c *cluster, partitions int, topics ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -132,12 +154,31 @@ func createTopics(ctx context.Context, c *cluster, partitions int, topics ...str
 	for {
 		md, err := adm.Metadata(ctx, topics...)
 		if err == nil && inSync(md, topics, partitions, len(c.nodes)) {
-			return nil
+			return touch(ctx, c, partitions, topics)
 		}
 		if wait := pause(ctx, 50*time.Millisecond); wait != nil {
 			return errors.Join(err, fmt.Errorf("%d topics of %d partitions have no leaders: %w", len(topics), partitions, wait))
 		}
 	}
+}
+
+// touch has one record acknowledged by every partition.
+func touch(ctx context.Context, c *cluster, partitions int, topics []string) error {
+	cl, err := client(c.seeds(), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var recs []*kgo.Record
+	for _, topic := range topics {
+		for i := range partitions {
+			recs = append(recs, &kgo.Record{Topic: topic, Partition: int32(i), Value: []byte("first")})
+		}
+	}
+	if err := cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
+		return fmt.Errorf("the first record of each of %d partitions: %w", len(recs), err)
+	}
+	return nil
 }
 
 func inSync(md kadm.Metadata, topics []string, partitions, replicas int) bool {

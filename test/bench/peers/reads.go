@@ -195,7 +195,7 @@ func catchUp(ctx context.Context, l load, n int, records int64) (time.Duration, 
 		r.wg.Go(func() {
 			defer cl.Close()
 			r.read(one, cl, func(*kgo.Record) {
-				if r.records.Load() == records {
+				if r.records.Load() == records+int64(l.Partitions) { // and the first of each partition
 					done()
 				}
 			})
@@ -206,7 +206,7 @@ func catchUp(ctx context.Context, l load, n int, records int64) (time.Duration, 
 		if err := r.failure.Load(); err != nil {
 			return 0, *err
 		}
-		if n := r.records.Load(); n != records {
+		if n := r.records.Load(); n != records+int64(l.Partitions) {
 			return 0, fmt.Errorf("%d records read, not %d: %w", n, records, context.Cause(ctx))
 		}
 	}

@@ -116,10 +116,11 @@ func restart(ctx context.Context, b *bench, p peer) error {
 		if err := pause(ctx, away); err != nil {
 			return err
 		}
-		if stayed, err := c.dropCache(); err != nil { // as after a long time away
+		if err := missed(ctx, c, n, "bench"); err != nil {
 			return err
-		} else if p.name() == "chronik" && b.round == 0 {
-			fmt.Printf("%.0f MB stay in the page cache\n", float64(stayed)/1e6)
+		}
+		if _, err := c.dropCache(); err != nil { // as after a long time away
+			return err
 		}
 		from := time.Now()
 		if err := n.start(); err != nil {
@@ -176,18 +177,34 @@ func slowly(ctx context.Context, l load) (*trickle, error) {
 	return t, nil
 }
 
+// missed waits until the others count the node as away, in every partition: else it
+// would seem to have caught up at once.
+func missed(ctx context.Context, c *cluster, n *node, topic string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cl, err := client(c.without(n))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	for {
+		sets, _, err := setsWith(ctx, adm, n, topic)
+		if err == nil && sets == 0 {
+			return nil
+		}
+		if wait := pause(ctx, 100*time.Millisecond); wait != nil {
+			return errors.Join(err, fmt.Errorf("node %d is killed and still in %d in-sync sets: %w", n.id, sets, wait))
+		}
+	}
+}
+
 // caughtUp waits until the node follows again. For Kafka that is what its leaders say:
 // the node is in every in-sync set (it left them while it was away). For Chronik, whose
 // Metadata lists live replicas, that each of the node's own replicas has applied what
 // its leader's high watermark was a moment before.
 func caughtUp(ctx context.Context, c *cluster, n *node, topic string) error {
-	var seeds []string
-	for _, other := range c.nodes {
-		if other != n {
-			seeds = append(seeds, other.addr)
-		}
-	}
-	cl, err := client(seeds)
+	cl, err := client(c.without(n))
 	if err != nil {
 		return err
 	}
@@ -210,17 +227,26 @@ func caughtUp(ctx context.Context, c *cluster, n *node, topic string) error {
 }
 
 func inEverySet(ctx context.Context, adm *kadm.Client, n *node, topic string) (bool, error) {
+	sets, of, err := setsWith(ctx, adm, n, topic)
+	return err == nil && sets == of, err
+}
+
+// setsWith counts the partitions whose in-sync set has the node.
+func setsWith(ctx context.Context, adm *kadm.Client, n *node, topic string) (sets, of int, err error) {
 	md, err := adm.Metadata(ctx, topic)
 	if err != nil {
-		return false, err
+		return 0, 0, err
 	}
 	t := md.Topics[topic]
 	for _, p := range t.Partitions {
-		if !slices.Contains(p.ISR, int32(n.id)) {
-			return false, nil
+		if slices.Contains(p.ISR, int32(n.id)) {
+			sets++
 		}
 	}
-	return len(t.Partitions) > 0, t.Err
+	if len(t.Partitions) == 0 {
+		return 0, 0, errors.Join(fmt.Errorf("%s has no partitions", topic), t.Err)
+	}
+	return sets, len(t.Partitions), nil
 }
 
 func hasEverything(ctx context.Context, adm *kadm.Client, n *node, topic string) (bool, error) {

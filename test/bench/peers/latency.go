@@ -175,22 +175,19 @@ func mixed(ctx context.Context, b *bench, p peer) error {
 		if err != nil {
 			return errors.Join(err, following.stop())
 		}
-		var seen, reread int64
-		l.measuring = func() {
-			from, first, second := time.Now(), following.bytes.Load(), again.bytes.Load()
-			time.AfterFunc(b.length, func() {
-				took := time.Since(from).Seconds()
-				following.rate.Store(int64(float64(following.bytes.Load()-first) / took))
-				again.rate.Store(int64(float64(again.bytes.Load()-second) / took))
-			})
+		var from time.Time
+		var seen, second int64
+		var took float64
+		l.measuring = func() { from, seen, second = time.Now(), following.bytes.Load(), again.bytes.Load() }
+		l.measured = func() {
+			took, seen, second = time.Since(from).Seconds(), following.bytes.Load()-seen, again.bytes.Load()-second
 		}
 		_, err = b.load(ctx, c, workload, l)
 		if err := errors.Join(err, following.stop(), again.stop()); err != nil {
 			return err
 		}
-		seen, reread = following.rate.Load(), again.rate.Load()
-		b.note(p, workload, "read by the one that follows", "MB/s", float64(seen)/1e6)
-		b.note(p, workload, "read from the beginning", "MB/s", float64(reread)/1e6)
+		b.note(p, workload, "read by the one that follows", "MB/s", float64(seen)/took/1e6)
+		b.note(p, workload, "read from the beginning", "MB/s", float64(second)/took/1e6)
 		return nil
 	})
 }

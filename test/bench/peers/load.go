@@ -26,8 +26,8 @@ type load struct {
 	Warm        time.Duration `json:"warm"`
 	For         time.Duration `json:"for"`
 	Linger      time.Duration `json:"linger"`
-	// measuring is called when the warm-up ends.
-	measuring func()
+	// measuring is called when the warm-up ends, measured when the measured time does.
+	measuring, measured func()
 }
 
 // loaded is what came of it in the measured time.
@@ -109,12 +109,12 @@ func (l *load) options() ([]kgo.Opt, error) {
 // run is one load on its way.
 type run struct {
 	load
-	began    time.Time
-	measured atomic.Int64 // records acknowledged while it was measured
-	open     atomic.Bool
-	late     histogram
-	failure  atomic.Pointer[error]
-	values   *values
+	began   time.Time
+	acks    atomic.Int64 // records acknowledged while it was measured
+	open    atomic.Bool
+	late    histogram
+	failure atomic.Pointer[error]
+	values  *values
 }
 
 func (kafkaPeer) produce(ctx context.Context, _ *cluster, l load) (*loaded, error) {
@@ -169,7 +169,10 @@ func (r *run) all(ctx context.Context, clients []*kgo.Client) (*loaded, error) {
 	}
 	r.open.Store(false)
 	took := time.Since(from).Seconds()
-	n := float64(r.measured.Load())
+	n := float64(r.acks.Load())
+	if r.measured != nil {
+		r.measured()
+	}
 	if r.Rate == 0 {
 		stop()
 	}
@@ -197,24 +200,29 @@ func (r *run) acked(err error) bool {
 		return false
 	}
 	if r.open.Load() {
-		r.measured.Add(1)
+		r.acks.Add(1)
 		return true
 	}
 	return false
 }
 
+// sender is what a client is to a load.
+type sender interface {
+	Produce(ctx context.Context, r *kgo.Record, promise func(*kgo.Record, error))
+}
+
 // full sends as fast as the client takes records. One in sampled is timed: what a
 // full queue adds is in it.
-func (r *run) full(ctx context.Context, cl *kgo.Client, producer int) {
+func (r *run) full(ctx context.Context, to sender, producer int) {
 	count := func(_ *kgo.Record, err error) { r.acked(err) }
 	for n := 0; ctx.Err() == nil && r.failure.Load() == nil; n++ {
 		rec := &kgo.Record{Topic: r.Topics[n%len(r.Topics)], Value: r.values.at(n + producer*104729)}
 		if n%sampled != 0 {
-			cl.Produce(ctx, rec, count)
+			to.Produce(ctx, rec, count)
 			continue
 		}
 		sent := time.Now()
-		cl.Produce(ctx, rec, func(_ *kgo.Record, err error) {
+		to.Produce(ctx, rec, func(_ *kgo.Record, err error) {
 			if r.acked(err) {
 				r.late.add(time.Since(sent))
 			}
@@ -225,7 +233,7 @@ func (r *run) full(ctx context.Context, cl *kgo.Client, producer int) {
 // paced sends at a fixed rate. A record's latency counts from the moment at which it
 // should have been sent, however late the sender was: else a server that stalls
 // would be asked less while it stalls (coordinated omission).
-func (r *run) paced(ctx context.Context, cl *kgo.Client, producer int) {
+func (r *run) paced(ctx context.Context, to sender, producer int) {
 	every := time.Duration(float64(time.Second) * float64(r.Producers) / r.Rate)
 	from, end := r.began.Add(r.Warm), r.began.Add(r.Warm+r.For)
 	const nap = 500 * time.Microsecond
@@ -241,7 +249,7 @@ func (r *run) paced(ctx context.Context, cl *kgo.Client, producer int) {
 			continue
 		}
 		counts := !due.Before(from)
-		cl.Produce(ctx, &kgo.Record{Topic: r.Topics[n%len(r.Topics)], Value: r.values.stamped(n+producer*104729, due)}, func(_ *kgo.Record, err error) {
+		to.Produce(ctx, &kgo.Record{Topic: r.Topics[n%len(r.Topics)], Value: r.values.stamped(n+producer*104729, due)}, func(_ *kgo.Record, err error) {
 			if r.acked(err); err == nil && counts {
 				r.late.add(time.Since(due))
 			}

@@ -51,7 +51,13 @@ func (b *bench) full(c *cluster, size int, topics ...string) load {
 // load runs one load and notes what came of it.
 func (b *bench) load(ctx context.Context, c *cluster, workload string, l load) (*loaded, error) {
 	if b.profile != "" && c.nodes[0].admin != "" && b.round == b.rounds-1 {
-		l.measuring = func() { go b.profiles(ctx, c, workload) }
+		before := l.measuring
+		l.measuring = func() {
+			if before != nil {
+				before()
+			}
+			go b.profiles(ctx, c, workload)
+		}
 	}
 	got, err := c.peer.produce(ctx, c, l)
 	if err != nil {

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/xml"
 	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"pgregory.net/rapid"
 )
 
@@ -38,6 +41,60 @@ func TestHistogramQuantiles(t *testing.T) {
 			t.Errorf("quantile %v is %.1f ms, want %.1f", q, got, want)
 		}
 	}
+}
+
+// stalling answers at once, but for one second in which it takes nothing.
+type stalling struct {
+	from time.Time
+	done bool
+}
+
+func (s *stalling) Produce(_ context.Context, r *kgo.Record, promise func(*kgo.Record, error)) {
+	if !s.done && time.Now().After(s.from) {
+		s.done = true
+		time.Sleep(time.Second)
+	}
+	promise(r, nil)
+}
+
+// Records that should have been sent while the server took none are late, each by
+// what was left of the stall: coordinated omission would count one.
+func TestLatencyCountsFromWhenARecordIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		r := &run{load: load{Topics: []string{"t"}, Rate: 100, Producers: 1, For: 4 * time.Second}, began: now, values: newValues(64, false)}
+		r.paced(t.Context(), &stalling{from: now.Add(time.Second)}, 0)
+		var n int64
+		for i := range r.late.buckets {
+			n += r.late.buckets[i].Load()
+		}
+		if n != 400 {
+			t.Errorf("%d records are counted, not 400", n)
+		}
+		// A quarter came late, evenly up to one second.
+		for q, want := range map[float64]time.Duration{0.5: 0, 0.875: 500 * time.Millisecond, 0.99: 960 * time.Millisecond} {
+			if got := r.late.quantile(q); got < want-20*time.Millisecond || got > want+20*time.Millisecond {
+				t.Errorf("quantile %v is %v, want about %v", q, got, want)
+			}
+		}
+	})
+}
+
+// A server that never comes back: what was not sent counts as well.
+func TestWhatWasNeverSentIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &run{load: load{Topics: []string{"t"}, Rate: 10, Producers: 1, For: time.Second}, began: time.Now(), values: newValues(64, false)}
+		r.paced(t.Context(), stuck{}, 0)
+		if got := r.late.quantile(0.5); got < catchUpLimit {
+			t.Errorf("the median is %v, though nothing was taken for %v", got, 2*catchUpLimit)
+		}
+	})
+}
+
+type stuck struct{}
+
+func (stuck) Produce(context.Context, *kgo.Record, func(*kgo.Record, error)) {
+	time.Sleep(2 * catchUpLimit)
 }
 
 func TestRatioIsOfRoundsThatHaveBoth(t *testing.T) {

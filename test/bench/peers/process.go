@@ -77,6 +77,17 @@ func (c *cluster) seeds() []string {
 	return s
 }
 
+// without are the addresses of the other nodes.
+func (c *cluster) without(n *node) []string {
+	var s []string
+	for _, other := range c.nodes {
+		if other != n {
+			s = append(s, other.addr)
+		}
+	}
+	return s
+}
+
 func (c *cluster) stop() {
 	for _, n := range c.nodes {
 		n.kill()

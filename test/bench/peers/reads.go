@@ -16,7 +16,6 @@ import (
 type readers struct {
 	bytes   atomic.Int64
 	records atomic.Int64
-	rate    atomic.Int64
 	late    histogram
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup

@@ -112,6 +112,9 @@ func writeTargets(w *strings.Builder, all []*results) {
 		var ratios []float64
 		if found != nil {
 			ratios = found.ratios(t.against)
+			if t.workload == "" {
+				t.title += " (" + found.Workload + ")"
+			}
 		}
 		if len(ratios) == 0 {
 			fmt.Fprintf(w, "| %s | %s | | | | | %s | not measured |\n", t.title, t.against, wanted)

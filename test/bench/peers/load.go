@@ -112,6 +112,7 @@ type run struct {
 	began   time.Time
 	acks    atomic.Int64 // records acknowledged while it was measured
 	open    atomic.Bool
+	over    atomic.Bool // errors are those of giving up
 	late    histogram
 	failure atomic.Pointer[error]
 	values  *values
@@ -173,14 +174,17 @@ func (r *run) all(ctx context.Context, clients []*kgo.Client) (*loaded, error) {
 	if r.measured != nil {
 		r.measured()
 	}
-	if r.Rate == 0 {
+	if r.Rate == 0 { // what is outstanding does not count any more
+		r.over.Store(true)
 		stop()
 	}
 	wg.Wait()
 	for _, cl := range clients {
-		settle, cancel := context.WithTimeout(ctx, time.Minute)
-		err = errors.Join(err, cl.Flush(settle))
-		cancel()
+		if r.Rate > 0 {
+			settle, cancel := context.WithTimeout(ctx, time.Minute)
+			err = errors.Join(err, cl.Flush(settle))
+			cancel()
+		}
 	}
 	if failed := r.failure.Load(); failed != nil {
 		err = errors.Join(err, *failed)
@@ -194,7 +198,7 @@ func (r *run) all(ctx context.Context, clients []*kgo.Client) (*loaded, error) {
 
 func (r *run) acked(err error) bool {
 	if err != nil {
-		if !errors.Is(err, context.Canceled) {
+		if !r.over.Load() && !errors.Is(err, context.Canceled) {
 			r.failure.CompareAndSwap(nil, &err)
 		}
 		return false

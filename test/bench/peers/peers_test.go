@@ -117,21 +117,23 @@ func TestRatioIsOfRoundsThatHaveBoth(t *testing.T) {
 func TestResultsAreReplacedByWorkload(t *testing.T) {
 	dir := t.TempDir()
 	b := &bench{rounds: 1}
-	run := func(v float64, workloads ...string) {
+	run := func(v float64, rounds int, workloads ...string) {
 		r, err := openResults(dir, "throughput")
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.begin("a machine", b, nil)
 		for _, w := range workloads {
-			r.add(w, "throughput", "MB/s", "chronik", 1, v)
+			for round := range rounds {
+				r.add(w, "throughput", "MB/s", "chronik", round+1, v)
+			}
 		}
 		if err := r.save(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	run(1, "a", "b")
-	run(2, "b")
+	run(1, 3, "a", "b")
+	run(2, 1, "b")
 	r, err := openResults(dir, "throughput")
 	if err != nil {
 		t.Fatal(err)

@@ -147,7 +147,7 @@ func (b *bench) measure(ctx context.Context) error {
 				failed++
 				fmt.Fprintln(os.Stderr, "FAILED:", err)
 				why, _, _ := strings.Cut(err.Error(), "\n")
-				b.results.skip(fmt.Sprintf("FAILED in round %d: %s", b.round+1, why))
+				b.results.skip(fmt.Sprintf("%s in round %d: %s", failedMark, b.round+1, why))
 			}
 		}
 	}
@@ -193,7 +193,7 @@ func (b *bench) assemble(ctx context.Context, who string) (skipped []string, err
 		}
 		err := all[at].prepare(ctx)
 		if errors.Is(err, errMissing) {
-			why := fmt.Sprintf("%s is left out: %v", name, err)
+			why := name + leftOut + err.Error()
 			fmt.Println(why)
 			skipped = append(skipped, why)
 			continue

@@ -34,7 +34,7 @@ type peer interface {
 }
 
 // errMissing means that a peer is left out, and why.
-var errMissing = errors.New("not here")
+var errMissing = errors.New("it cannot be had here")
 
 // startTimeout is how long a cluster or a topic may take to serve.
 const startTimeout = 3 * time.Minute

@@ -63,7 +63,9 @@ func openResults(dir, part string) (*results, error) {
 }
 
 func (r *results) begin(machine string, b *bench, skipped []string) {
-	r.Skipped = slices.Clone(skipped)
+	// What failed or could not be had before is of that session; that a server does not do a workload stays true.
+	r.Skipped = slices.DeleteFunc(r.Skipped, func(s string) bool { return strings.HasPrefix(s, failedMark) || strings.Contains(s, leftOut) })
+	r.Skipped = append(r.Skipped, skipped...)
 	r.now = &session{
 		When: time.Now().UTC().Truncate(time.Minute), Machine: machine, Rounds: b.rounds,
 		Seconds: b.length.Seconds(), Warm: b.warm.Seconds(), Bytes: b.fill, Peers: map[string]string{},
@@ -92,6 +94,11 @@ func (r *results) add(workload, metric, unit, peer string, round int, v float64)
 	}
 	r.Rows[at].Values[peer][round] = v
 }
+
+const (
+	failedMark = "FAILED"
+	leftOut    = " is left out: "
+)
 
 func (r *results) skip(why string) {
 	if !slices.Contains(r.Skipped, why) {

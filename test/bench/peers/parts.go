@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,23 +51,54 @@ func (b *bench) full(c *cluster, size int, topics ...string) load {
 
 // load runs one load and notes what came of it.
 func (b *bench) load(ctx context.Context, c *cluster, workload string, l load) (*loaded, error) {
-	if b.profile != "" && c.nodes[0].admin != "" && b.round == b.rounds-1 {
-		before := l.measuring
-		l.measuring = func() {
-			if before != nil {
-				before()
-			}
+	var cost meter
+	before, after := l.measuring, l.measured
+	l.measuring = func() {
+		if before != nil {
+			before()
+		}
+		cost.start(c)
+		if b.profile != "" && c.nodes[0].admin != "" && b.round == b.rounds-1 {
 			go b.profiles(ctx, c, workload)
 		}
 	}
+	l.measured = func() {
+		cost.stop(c)
+		if after != nil {
+			after()
+		}
+	}
 	got, err := c.peer.produce(ctx, c, l)
-	if err != nil {
+	if err = errors.Join(err, cost.failure); err != nil {
 		return nil, fmt.Errorf("%s: %w", workload, err)
 	}
 	b.note(c.peer, workload, "throughput", "MB/s", got.Bytes/1e6)
 	b.note(c.peer, workload, "records", "1/s", got.Records)
 	b.note(c.peer, workload, "p99 at full load", "ms", got.P99)
+	if n := got.Records * l.For.Seconds(); cost.used > 0 && n > 0 {
+		b.note(c.peer, workload, "processor time of the nodes, a record", "µs", float64(cost.used.Microseconds())/n)
+	}
 	return got, nil
+}
+
+// meter is the processor time of all nodes of a cluster while it is measured: other
+// work on the machine changes it far less than it changes a throughput.
+type meter struct {
+	used    time.Duration
+	failure error
+}
+
+func (m *meter) start(c *cluster) { m.used = -m.now(c) }
+func (m *meter) stop(c *cluster)  { m.used += m.now(c) }
+
+func (m *meter) now(c *cluster) time.Duration {
+	var all time.Duration
+	for _, n := range c.nodes {
+		used, err := n.cpu()
+		m.failure = errors.Join(m.failure, err)
+		all += used
+	}
+	return all
 }
 
 // memory notes what a node has resident at most: the median of the nodes.

@@ -45,6 +45,10 @@ type session struct {
 	Warm    float64           `json:"warm_seconds"`
 	Bytes   int64             `json:"fill_bytes"`
 	Peers   map[string]string `json:"peers"`
+	// Others is how much of the machine's processor time went to what is not of this
+	// command, in percent; nil: not known.
+	Others *float64 `json:"others_percent"`
+	began  usage
 }
 
 func openResults(dir, part string) (*results, error) {
@@ -70,6 +74,7 @@ func (r *results) begin(machine string, b *bench, skipped []string) {
 		When: time.Now().UTC().Truncate(time.Minute), Machine: machine, Rounds: b.rounds,
 		Seconds: b.length.Seconds(), Warm: b.warm.Seconds(), Bytes: b.fill, Peers: map[string]string{},
 	}
+	r.now.began = usageNow()
 	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
 		if f := strings.Fields(string(text)); len(f) >= 3 {
 			r.now.Load = strings.Join(f[:3], " ")
@@ -109,6 +114,9 @@ func (r *results) skip(why string) {
 
 // save replaces the file at once.
 func (r *results) save() error {
+	if share, ok := usageNow().others(r.now.began); ok {
+		r.now.Others = &share
+	}
 	text, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err

@@ -211,6 +211,21 @@ func TestOthersShare(t *testing.T) {
 	}
 }
 
+func TestNodeThatEndsIsNotWaitedFor(t *testing.T) {
+	n := &node{id: 1, addr: "127.0.0.1:1", log: filepath.Join(t.TempDir(), "log"), argv: []string{"sh", "-c", "echo why; exit 1"}}
+	if err := n.start(); err != nil {
+		t.Fatal(err)
+	}
+	err := n.listening(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "ended by itself") {
+		t.Errorf("%v", err)
+	}
+	if got := n.tail(); got != "why\n" {
+		t.Errorf("it said %q", got)
+	}
+	n.kill()
+}
+
 func TestProvisional(t *testing.T) {
 	quiet, busy := quietPercent, quietPercent+1
 	for _, c := range []struct {

@@ -27,6 +27,7 @@ type node struct {
 	log   string
 	argv  []string
 	cmd   *exec.Cmd
+	ended chan struct{} // closed when the process is gone
 }
 
 // start executes the process. It dies with this one.
@@ -39,7 +40,17 @@ func (n *node) start() error {
 	n.cmd = exec.Command(n.argv[0], n.argv[1:]...)
 	n.cmd.Stdout, n.cmd.Stderr = out, out
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return n.cmd.Start()
+	if err := n.cmd.Start(); err != nil {
+		n.cmd = nil
+		return err
+	}
+	cmd, ended := n.cmd, make(chan struct{})
+	n.ended = ended
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // its status is mostly that of a killed process
+	}()
+	return nil
 }
 
 // kill is kill -9, and waits until the process is gone.
@@ -47,8 +58,8 @@ func (n *node) kill() {
 	if n.cmd == nil {
 		return
 	}
-	_ = n.cmd.Process.Kill()
-	_ = n.cmd.Wait() // its status is that of a killed process
+	_ = n.cmd.Process.Kill() // it may have ended by itself
+	<-n.ended
 	n.cmd = nil
 }
 
@@ -109,8 +120,12 @@ func (n *node) listening(ctx context.Context) error {
 		if err == nil {
 			return c.Close()
 		}
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
-			return fmt.Errorf("node %d does not listen on %s: %w", n.id, n.addr, err)
+		select {
+		case <-n.ended:
+			return fmt.Errorf("node %d ended by itself", n.id)
+		case <-ctx.Done():
+			return fmt.Errorf("node %d does not listen on %s: %w", n.id, n.addr, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }

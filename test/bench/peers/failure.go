@@ -168,7 +168,7 @@ func slowly(ctx context.Context, l load) (*trickle, error) {
 		defer cl.Close()
 		for n := 0; pause(ctx, 2*time.Millisecond) == nil; n++ {
 			cl.Produce(ctx, &kgo.Record{Topic: l.Topics[0], Value: v.at(n)}, func(_ *kgo.Record, err error) {
-				if err != nil && !errors.Is(err, context.Canceled) {
+				if err != nil && ctx.Err() == nil { // after that it is given up
 					t.failure.CompareAndSwap(nil, &err)
 				}
 			})

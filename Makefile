@@ -13,10 +13,8 @@ SEEDS ?= 50
 MINUTES ?= 10
 # What 'go test ./...' leaves out, to stay under three minutes.
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
-LONG := $(LONG)|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
-LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|FullDiskUnderLoad|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
 LONG := $(LONG)|Release|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
-LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
+LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|FullDiskUnderLoad|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -110,6 +108,9 @@ transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; ki
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
+bench-peers: ## beside Apache Kafka and NATS, into docs/benchmarks.md (java, mvn; PART=all ONLY=REGEXP ROUNDS=5 SECONDS=5 WARM=5 BYTES=1000000000)
+	go run ./test/bench/peers -part '$(or $(PART),all)' -only '$(ONLY)' -rounds $(or $(ROUNDS),5) -seconds $(or $(SECONDS),5) -warm $(or $(WARM),5) -bytes $(or $(BYTES),1000000000) $(PEERSFLAGS)
+
 bench-snapshot: ## what snapshots cost, and which threshold to choose, into docs/benchmarks.md
 	go build -o bin/chronik ./cmd/chronik
 	bin/chronik bench snapshot --docs docs
@@ -121,4 +122,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-snapshot docs full
+.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-peers bench-snapshot docs full

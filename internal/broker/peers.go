@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"chronik/internal/ident"
 	"chronik/internal/identity"
@@ -106,10 +107,7 @@ func (s *session) lookAtMyself(h identity.Hello) {
 // Refused implements transport.Handler.
 func (h peerHandler) Refused(node ident.NodeID, reason string) {
 	if strings.Contains(reason, claimed) {
-		h.s.endWith(&Error{
-			Msg:  fmt.Sprintf("node %d refuses this process: %s", node, reason),
-			Hint: "another process runs with this node id; stop it or choose another node.id",
-		})
+		h.s.watchClaim(node)
 		return
 	}
 	h.s.log.Warn("refused by a peer", "peer", int32(node), "err", reason)
@@ -119,6 +117,31 @@ func (h peerHandler) Refused(node ident.NodeID, reason string) {
 			Hint: fmt.Sprintf("%s holds the data of another cluster, or cluster.peers names another cluster's nodes", h.s.cfg.Node.DataDir),
 		})
 	}
+}
+
+// claimGrace is how long a peer may say that another process has this node's id before it is believed. A process that
+// ended is missed when its connections end, or when keepalives are not answered, after 3 s: until then its successor on another
+// store is refused.
+const claimGrace = 5 * time.Second
+
+// watchClaim ends the session if node still says after claimGrace that another process has this node's id.
+func (s *session) watchClaim(node ident.NodeID) {
+	var look func()
+	look = func() {
+		for _, p := range s.tr.Peers() {
+			switch {
+			case s.life.Err() != nil || p.Node != node || !strings.Contains(p.Refusal, claimed):
+			case !strings.Contains(p.LastError, claimed): // it did not answer the last time
+				time.AfterFunc(claimGrace, look)
+			default:
+				s.endWith(&Error{
+					Msg:  fmt.Sprintf("node %d refuses this process: %s", node, p.Refusal),
+					Hint: "another process runs with this node id; stop it or choose another node.id",
+				})
+			}
+		}
+	}
+	time.AfterFunc(claimGrace, look)
 }
 
 // foreignToAll notes that node is of another cluster and tells whether all

@@ -22,7 +22,7 @@ const maxPropBytes = 1 << 20
 // gives each proposal its index.
 func (r *Replica) pass(o *outbox) {
 	in := r.takeInbox()
-	defer in.reset()
+	defer in.recycle()
 	defer func() {
 		if p := recover(); p != nil {
 			r.recovered(p)

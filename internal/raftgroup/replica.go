@@ -32,8 +32,8 @@ type Replica struct {
 	applyShard int
 
 	mu sync.Mutex
-	// in is filled by anyone under mu; spare is the raft worker's while it works.
-	in, spare inbox
+	// in is filled by anyone under mu, nil while nothing waits. The raft worker takes it whole.
+	in *inbox
 	// queued: in the worker's queue, and what is in the inbox will be seen.
 	queued bool
 	// closed is why nothing is accepted any more; nil while open.

@@ -26,6 +26,7 @@ const (
 	flagStart    flag = 1 << iota // released by Host.Start
 	flagPeers                     // a peer's connection came or went
 	flagCampaign                  // the time of a campaign hint has come
+	flagLook                      // the time to look up from rest has come
 )
 
 // proposal is a proposal that is not yet stepped.
@@ -67,6 +68,7 @@ type inbox struct {
 	propBytes int
 	reads     []readRequest
 	downs     []ident.NodeID
+	wakes     []wakeUp
 	ticks     int
 	now       time.Time // of the last tick
 	flags     flag
@@ -89,6 +91,7 @@ func (in *inbox) reset() {
 	in.props = reuse(in.props)
 	in.reads = reuse(in.reads)
 	in.downs = reuse(in.downs)
+	in.wakes = reuse(in.wakes)
 	in.itemBytes, in.propBytes, in.ticks, in.flags = 0, 0, 0, 0
 	in.now = time.Time{}
 }

@@ -40,7 +40,9 @@ type Replica struct {
 	closed error
 
 	released atomic.Bool // by Host.Start
-	status   atomic.Pointer[Status]
+	// tickAt is the place in Host.ticking, from 1; 0: not there. Its mutex guards it.
+	tickAt int
+	status atomic.Pointer[Status]
 	// applied is the index of the last entry the state machine has applied. The apply worker moves it.
 	applied atomic.Uint64
 	// snapIndex is the current checkpoint's index, 0 if there is none. The raft worker moves it.
@@ -106,6 +108,7 @@ type raftSide struct {
 	// offers are the snapshots on their way to followers.
 	offers map[ident.ReplicaID]*offering
 	recv   receiving
+	quiet  quiet
 	// announced is the last leadership that was told.
 	announced leadership
 	state     State

@@ -124,9 +124,9 @@ func report(w io.Writer, ps []point, seconds int) {
 	fmt.Fprintln(w, "| partitions (RF 3) | create | CPU of a core, a node | RSS a node | frames sent, a node | resting | metadata answer | metadata checkpoint | all led again after kill -9 | the node's return | load |")
 	fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, p := range ps {
-		fmt.Fprintf(w, "| %d | %.1f s | %.2f %% | %.1f MB | %.1f kB/s in %.0f messages/s | %d | %.1f kB | %.1f kB | %.2f s | %.2f s | %.1f |\n",
+		fmt.Fprintf(w, "| %d | %.1f s | %.2f %% | %.1f MB | %.1f kB/s in %.0f messages/s | %d | %.1f kB | %s | %.2f s | %.2f s | %.1f |\n",
 			p.Partitions, p.CreateSeconds, p.CPUPercent, p.RSS/1e6, p.SentBytes/1e3, p.SentMessages, p.Resting,
-			p.MetadataBytes/1e3, p.MetaState/1e3, p.FailoverSeconds, p.RejoinSeconds, p.Load)
+			p.MetadataBytes/1e3, size(p.MetaState), p.FailoverSeconds, p.RejoinSeconds, p.Load)
 	}
 	if len(ps) < 2 {
 		return
@@ -152,9 +152,23 @@ func report(w io.Writer, ps []point, seconds int) {
 	}
 }
 
+// size is in kB; a checkpoint that a node did not write before it was ended is not there.
+func size(bytes float64) string {
+	if bytes == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f kB", bytes/1e3)
+}
+
 // line fits of(p) = a + b * partitions.
-func line(ps []point, of func(point) float64) (a, b, worst float64) {
+func line(all []point, of func(point) float64) (a, b, worst float64) {
 	var n, sx, sy, sxx, sxy, most float64
+	var ps []point // those measured
+	for _, p := range all {
+		if of(p) > 0 {
+			ps = append(ps, p)
+		}
+	}
 	for _, p := range ps {
 		x, y := float64(p.Partitions), of(p)
 		n, sx, sy, sxx, sxy = n+1, sx+x, sy+y, sxx+x*x, sxy+x*y

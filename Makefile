@@ -115,6 +115,9 @@ bench-snapshot: ## what snapshots cost, and which threshold to choose, into docs
 	go build -o bin/chronik ./cmd/chronik
 	bin/chronik bench snapshot --docs docs
 
+scale: ## what 10 to 3,000 idle partitions cost three nodes, into docs/scaling.md (PARTITIONS=10,100,1000,3000)
+	go run ./test/scale -partitions $${PARTITIONS:-10,100,300,1000,3000} -docs docs/scaling.md
+
 docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik config reference >docs/configuration.md
 	go run ./cmd/chronik reference >docs/cli.md
@@ -122,4 +125,4 @@ docs: ## regenerate the references of settings, commands and metrics
 
 full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
 
-.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-peers bench-snapshot docs full
+.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-peers bench-snapshot scale docs full

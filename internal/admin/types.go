@@ -125,6 +125,7 @@ type Replica struct {
 	HighWatermark         int64     `json:"high_watermark"`
 	State                 string    `json:"state"`
 	Reason                string    `json:"reason,omitempty"` // why it is quarantined
+	Resting               bool      `json:"resting"`          // the group is idle and sends no heartbeats
 	SnapshotsCreated      uint64    `json:"snapshots_created"`
 	SnapshotsInstalled    uint64    `json:"snapshots_installed"`
 	SnapshotBytesReceived uint64    `json:"snapshot_bytes_received"`

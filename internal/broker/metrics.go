@@ -49,6 +49,7 @@ var (
 	descDiskFull      = desc("chronik_broker_disk_full", "1 while records are refused because the disk is full.")
 	descNoQuorum      = desc("chronik_broker_groups_without_quorum", "Groups of whose voters this node cannot reach a majority, by whether the disks of one are gone.", "lost")
 	descReplicas      = desc("chronik_raftgroup_replicas", "Replicas on this node by role and state.", "role", "state")
+	descResting       = desc("chronik_raftgroup_resting_replicas", "Replicas on this node of groups that are idle and send no heartbeats.")
 	descLag           = desc("chronik_raftgroup_replication_lag_entries", "Entries a follower lacks, as its leader sees it.", "topic", "partition", "node")
 	descLagBytes      = desc("chronik_raftgroup_replication_lag_bytes", "What the entries take that a follower lacks, by their mean size in its leader's log.", "topic", "partition", "node")
 	descMatch         = desc("chronik_raftgroup_match_index", "Highest index known to be durable on a follower, as its leader sees it.", "topic", "partition", "node")
@@ -83,6 +84,9 @@ var (
 	descRequests      = desc("chronik_wire_requests_total", "Kafka requests received.")
 	descConsumerLag   = desc("chronik_group_consumer_lag_records", "Records a group has not committed, told by its coordinator.", "group", "topic", "partition")
 	descPeerConnected = desc("chronik_transport_peer_up", "1 while a peer is connected.", "peer")
+	descPeerSent      = desc("chronik_transport_sent_bytes_total", "Bytes of frames sent to a peer since the start, heartbeats and entries. Not of calls.", "peer")
+	descPeerReceived  = desc("chronik_transport_received_bytes_total", "Bytes of frames received from a peer since the start.", "peer")
+	descPeerMessages  = desc("chronik_transport_sent_messages_total", "Messages that the frames sent to a peer were packed into.", "peer")
 )
 
 // Describe implements prometheus.Collector: the metrics are described by collecting them.
@@ -174,11 +178,15 @@ func (s *session) collectLog(ch chan<- prometheus.Metric) {
 func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 	type key struct{ role, state string }
 	count := map[key]int{}
+	resting := 0
 	var installs, received, reused uint64
 	for _, r := range s.host.Replicas() {
 		st := r.Status()
 		row := replicaRow(st)
 		count[key{row.Role, row.State}]++
+		if st.Resting {
+			resting++
+		}
 		installs, received, reused = installs+st.SnapshotsInstalled, received+st.SnapshotBytesReceived, reused+st.SnapshotBytesReused
 		if s.host.Replica(st.Group) != r {
 			continue // replaced, and not removed yet: the series are its successor's
@@ -199,6 +207,7 @@ func (s *session) collectReplicas(ch chan<- prometheus.Metric) {
 			gauge(ch, descSize, float64(p.Size()), st.Topic, part)
 		}
 	}
+	gauge(ch, descResting, float64(resting))
 	for k, n := range count {
 		gauge(ch, descReplicas, float64(n), k.role, k.state)
 	}
@@ -236,6 +245,9 @@ func (s *session) collectTransfers(ch chan<- prometheus.Metric) {
 	all := append(in, out...)
 	for _, p := range s.tr.Peers() {
 		gauge(ch, descPeerConnected, boolValue(p.Up), p.Node.String())
+		counter(ch, descPeerSent, float64(p.BytesSent), p.Node.String())
+		counter(ch, descPeerReceived, float64(p.BytesReceived), p.Node.String())
+		counter(ch, descPeerMessages, float64(p.MessagesSent), p.Node.String())
 		for _, dir := range []snapshot.Direction{snapshot.Incoming, snapshot.Outgoing} {
 			var done, total int64
 			var rate, left float64

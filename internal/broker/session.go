@@ -229,8 +229,8 @@ func (s *session) openHost() error {
 		Node: s.node, Store: s.store.ID(), FS: s.b.fs, Dir: s.replicasDir(), Log: s.rlog,
 		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
-		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes),
-		Compression:      codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), Crowded: s.crowded, MinReplicas: s.minReplicas, Archive: s.archivedChunks,
+		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes), NeverQuiesce: !s.cfg.Raft.Quiesce,
+		Compression: codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), Crowded: s.crowded, MinReplicas: s.minReplicas, Archive: s.archivedChunks,
 		Policy: raftgroup.Policy{
 			ThresholdEntries: s.cfg.Snapshot.ThresholdEntries, ThresholdBytes: int64(s.cfg.Snapshot.ThresholdBytes),
 			Interval: s.cfg.Snapshot.Interval, KeepEntries: keep, HoldBytes: int64(s.cfg.Snapshot.HoldBytes),

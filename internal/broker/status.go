@@ -137,7 +137,7 @@ func replicaRow(st raftgroup.Status) admin.Replica {
 		CommitIndex: uint64(st.CommitIndex), AppliedIndex: uint64(st.AppliedIndex), SnapshotIndex: uint64(st.SnapshotIndex),
 		SnapshotsCreated: st.SnapshotsCreated, SnapshotsInstalled: st.SnapshotsInstalled,
 		SnapshotBytesReceived: st.SnapshotBytesReceived, SnapshotBytesReused: st.SnapshotBytesReused,
-		EntriesReplayed: st.EntriesReplayed, Reason: st.Reason,
+		EntriesReplayed: st.EntriesReplayed, Reason: st.Reason, Resting: st.Resting,
 	}
 	for _, f := range st.Followers {
 		row.Followers = append(row.Followers, admin.Follower{

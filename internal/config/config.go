@@ -48,6 +48,7 @@ type Raft struct {
 	Listen            string // after Load never empty
 	ElectionTimeout   time.Duration
 	HeartbeatInterval time.Duration
+	Quiesce           bool
 	MaxInflightBytes  Size
 }
 

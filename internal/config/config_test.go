@@ -44,7 +44,7 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		Node:    Node{ID: 1, DataDir: "data"},
 		Kafka:   Kafka{Listen: "127.0.0.1:9092", Advertised: "127.0.0.1:9092", MaxFetchSessions: 1000},
-		Raft:    Raft{Listen: "127.0.0.1:9192", ElectionTimeout: time.Second, HeartbeatInterval: 100 * time.Millisecond, MaxInflightBytes: 16 << 20},
+		Raft:    Raft{Listen: "127.0.0.1:9192", ElectionTimeout: time.Second, HeartbeatInterval: 100 * time.Millisecond, Quiesce: true, MaxInflightBytes: 16 << 20},
 		Admin:   Admin{Listen: "127.0.0.1:9292"},
 		Cluster: Cluster{ReplicationFactor: 3, MinInsyncReplicas: 2},
 		Snapshot: Snapshot{

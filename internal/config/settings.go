@@ -46,6 +46,8 @@ var settings = []setting{
 		func(c *Config) *time.Duration { return &c.Raft.ElectionTimeout }),
 	durationSetting("raft.heartbeat_interval", "100ms", time.Millisecond, time.Minute, "How often a leader says that it is alive.",
 		func(c *Config) *time.Duration { return &c.Raft.HeartbeatInterval }),
+	boolSetting("raft.quiesce", "true", "Whether groups in which nothing goes on stop to send heartbeats until something does.",
+		func(c *Config) *bool { return &c.Raft.Quiesce }),
 	sizeSetting("raft.max_inflight_bytes", "16MiB", 64<<10, 1<<30, "How much a leader sends to one follower of a group before it waits for an answer.",
 		func(c *Config) *Size { return &c.Raft.MaxInflightBytes }),
 

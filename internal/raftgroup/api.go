@@ -214,6 +214,8 @@ type Status struct {
 	Followers []Follower // on the leader only
 	// ConfGeneration is the highest generation an applied membership change carried.
 	ConfGeneration uint64
+	// Resting: the group is idle and quiescent as far as this replica knows.
+	Resting bool
 	// Changing: the configuration is joint, or this leader does not serve yet.
 	Changing bool
 
@@ -264,6 +266,8 @@ type Options struct {
 	// ElectionTimeout is at least twice HeartbeatInterval. Defaults 1 s, 100 ms.
 	ElectionTimeout   time.Duration
 	HeartbeatInterval time.Duration
+	// NeverQuiesce has idle groups ticked and their leaders send heartbeats like others.
+	NeverQuiesce bool
 	// Workers is the number of raft workers and of apply workers beside the
 	// priority ones. Default: GOMAXPROCS.
 	Workers int

@@ -26,6 +26,7 @@ func (r *Replica) stepItem(o *outbox, it *item) {
 	if r.ended() || !r.admit(it) {
 		return
 	}
+	r.noteItem(it)
 	switch it.kind {
 	case itemMessage:
 		r.stepMessage(o, it.msg)
@@ -33,6 +34,8 @@ func (r *Replica) stepItem(o *outbox, it *item) {
 		r.offered(o, it)
 	case itemStatus:
 		r.transferStatus(it)
+	case itemQuiesce:
+		r.askedToRest(o, it)
 	}
 }
 
@@ -133,7 +136,7 @@ func (r *Replica) stepClock(o *outbox, in *inbox) {
 	if in.flags&flagCampaign != 0 {
 		r.campaignNow(o)
 	}
-	if in.ticks == 0 {
+	if in.ticks == 0 || r.rs.quiet.on || r.quiesceTick(o, in.ticks) {
 		return
 	}
 	for range in.ticks {

@@ -31,6 +31,11 @@
 // keyed by (index, term) and told at apply (correctness rule 4). A leader takes
 // none before it has applied its own term's empty entry (rule 25).
 //
+// # Rest
+//
+// An idle group's replicas are not ticked and send nothing; quiesce.go says when they go to
+// rest and what wakes them, contact.go how nodes know of each other meanwhile.
+//
 // # Snapshots
 //
 // raft's MsgSnap never travels. The leader pins its checkpoint and sends an
@@ -63,6 +68,5 @@
 // # Not here
 //
 // When a replica may start (rule 18), who is to be replaced and by whom (rules
-// 21, 23), and what entries mean. Idle groups are ticked like others: rule 30's
-// quiescence is not implemented.
+// 21, 23), and what entries mean.
 package raftgroup

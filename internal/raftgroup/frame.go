@@ -28,6 +28,11 @@ import (
 //	            payloads one behind the other)
 //	2 offer     term, length, bytes (an offerMsg)
 //	3 status    term, snapshot index, transfer state u8
+//	4 quiesce   term, last index, epoch: a leader's word to rest (quiesce.go)
+//
+// A status with state 4 asks a replica to wake. One with state 5, between group 0's
+// replicas 0, is the node's own (contact.go): its epoch in the place of the term, and in that of
+// the index the epoch it last heard of the receiver's. Programs that know neither drop them.
 const (
 	// FrameMagic is the first byte of every raft frame, so that they can share a
 	// stream with other frames.
@@ -42,6 +47,7 @@ const (
 	itemMessage itemKind = 1
 	itemOffer   itemKind = 2
 	itemStatus  itemKind = 3
+	itemQuiesce itemKind = 4
 )
 
 // Bits of a message's present byte.
@@ -67,6 +73,8 @@ const (
 	transferFailed
 	transferDone
 	transferDamaged // failed, and the leader's own files are to blame
+	wakeAsked       // not of a transfer: the sender does not rest
+	nodeBeat        // not of a transfer: a node's beat
 )
 
 // item is a decoded piece of a frame.
@@ -77,10 +85,11 @@ type item struct {
 	to    ident.ReplicaID
 	src   *frameSource
 	msg   *pb.Message
-	// term, index and state of an offer or a status.
+	// term, index and state of an offer, a status or a quiesce.
 	term  ident.Term
 	index ident.Index
 	state transferState
+	epoch uint64
 	offer []byte
 	size  int // bytes of payload, for the inbox's bound
 }
@@ -197,6 +206,17 @@ func (f *frameBuilder) status(g ident.GroupID, from, to ident.ReplicaID, term id
 	f.cur = append(f.cur, byte(st))
 }
 
+func (f *frameBuilder) quiesce(g ident.GroupID, from, to ident.ReplicaID, term ident.Term, last ident.Index, epoch uint64) {
+	f.item(itemQuiesce, g, from, to)
+	f.cur = binary.AppendUvarint(f.cur, uint64(term))
+	f.cur = binary.AppendUvarint(f.cur, uint64(last))
+	f.cur = binary.AppendUvarint(f.cur, epoch)
+}
+
+func (f *frameBuilder) beat(epoch, echo uint64) {
+	f.status(0, 0, 0, ident.Term(epoch), ident.Index(echo), nodeBeat)
+}
+
 // take returns the frame's buffers.
 func (f *frameBuilder) take() [][]byte {
 	f.cut()
@@ -268,6 +288,10 @@ func decodeFrame(frame []byte, fn func(item)) (*frameSource, error) {
 			it.term = ident.Term(r.uvarint())
 			it.index = ident.Index(r.uvarint())
 			it.state = transferState(r.byte())
+		case itemQuiesce:
+			it.term = ident.Term(r.uvarint())
+			it.index = ident.Index(r.uvarint())
+			it.epoch = r.uvarint()
 		default:
 			r.bad = true
 		}

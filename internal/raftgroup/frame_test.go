@@ -96,10 +96,33 @@ func TestFrameCutAnywhereIsRefused(t *testing.T) {
 	}
 }
 
+// What an older program reads of a beat is a status for a replica that is not there.
+func TestBeatIsAStatusOfNobody(t *testing.T) {
+	var fb frameBuilder
+	fb.begin(frameSource{node: 1, store: storeOf(1, 0), lsn: 9})
+	fb.beat(1<<60, 7)
+	frame := join(fb.take())
+	n := 0
+	_, err := decodeFrame(frame, func(it item) {
+		n++
+		if it.kind != itemStatus || it.group != 0 || it.from != 0 || it.to != 0 || it.term != 1<<60 || it.index != 7 || it.state != nodeBeat {
+			t.Errorf("%+v", it)
+		}
+	})
+	if err != nil || n != 1 {
+		t.Errorf("%d items, %v", n, err)
+	}
+}
+
 func FuzzDecodeFrame(f *testing.F) {
 	frame, _ := sampleFrame(f)
 	f.Add(frame)
 	f.Add(frame[:frameHeader])
+	var fb frameBuilder
+	fb.begin(frameSource{node: 1, store: storeOf(1, 0), lsn: 9})
+	fb.beat(1<<60, 1<<59)
+	fb.quiesce(7, 11, 12, 3, 50, 1<<60)
+	f.Add(join(fb.take()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer alloctest.Bound(t, len(b))()
 		_, err := decodeFrame(b, func(it item) {
@@ -119,6 +142,17 @@ func FuzzDecodeFrame(f *testing.F) {
 			case itemOffer:
 				_, _ = decodeOfferMsg(it.offer)
 			case itemStatus:
+			case itemQuiesce:
+				var fb frameBuilder
+				fb.begin(*it.src)
+				fb.quiesce(it.group, it.from, it.to, it.term, it.index, it.epoch)
+				if _, err := decodeFrame(join(fb.take()), func(o item) {
+					if o.group != it.group || o.from != it.from || o.to != it.to || o.term != it.term || o.index != it.index || o.epoch != it.epoch {
+						t.Fatalf("%+v became %+v", it, o)
+					}
+				}); err != nil {
+					t.Fatalf("own frame: %v", err)
+				}
 			}
 		})
 		if err != nil && !errors.Is(err, ErrBadFrame) {

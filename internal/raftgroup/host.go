@@ -33,6 +33,9 @@ type Host struct {
 	timers *timers
 	choose Chooser
 	timing timings
+	// contacts and ticking: which peers are in contact, and which replicas do not rest.
+	contacts *contacts
+	ticking  ticking
 
 	mu sync.RWMutex
 	// byReplica holds every replica here. byGroup holds the newest of each group:
@@ -59,6 +62,7 @@ func NewHost(opt Options) (*Host, error) {
 		byGroup:   make(map[ident.GroupID]*Replica),
 		up:        make(map[ident.NodeID]transport.PeerInfo),
 		timers:    newTimers(),
+		contacts:  newContacts(),
 		bg:        newBackground(opt.Policy.MaxConcurrent),
 		pins:      newBackground(1),
 	}
@@ -227,6 +231,7 @@ func (s *Spec) check() error {
 // handles messages from now on (correctness rule 18 says when that is safe).
 func (h *Host) Start(group ident.GroupID) {
 	if r := h.Replica(group); r != nil && !r.released.Swap(true) {
+		h.ticking.add(r)
 		_ = r.post(func(in *inbox) { in.flags |= flagStart }) // a closed replica does not start
 	}
 }
@@ -316,6 +321,7 @@ func (r *Replica) remove() error {
 }
 
 func (h *Host) forget(r *Replica) {
+	h.ticking.remove(r)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.byReplica, r.ID())
@@ -339,6 +345,10 @@ func (h *Host) HandleFrame(from transport.PeerInfo, frame []byte) error {
 		if it.src.node != from.Node || it.src.store != from.Store {
 			return
 		}
+		if it.to == 0 && it.kind == itemStatus && it.state == nodeBeat {
+			h.beaten(from.Node, &it)
+			return
+		}
 		if r := h.byID(it.to); r != nil && r.Group() == it.group && r.released.Load() {
 			r.postItem(it)
 		}
@@ -360,7 +370,8 @@ func (h *Host) PeerUp(p transport.PeerInfo) {
 	h.mu.Lock()
 	h.up[p.Node] = p
 	h.mu.Unlock()
-	h.peersChanged(0)
+	h.contacts.connected(p.Node)
+	h.peersChanged(p.Node, false)
 }
 
 // PeerDown says that a node is not connected any more.
@@ -368,17 +379,19 @@ func (h *Host) PeerDown(node ident.NodeID) {
 	h.mu.Lock()
 	delete(h.up, node)
 	h.mu.Unlock()
-	h.peersChanged(node)
+	h.contacts.gone(node)
+	h.peersChanged(node, true)
 }
 
-func (h *Host) peersChanged(down ident.NodeID) {
+func (h *Host) peersChanged(node ident.NodeID, down bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	for _, r := range h.byReplica {
 		_ = r.post(func(in *inbox) { // a closed replica has no peers
 			in.flags |= flagPeers
-			if down != 0 {
-				in.downs = append(in.downs, down)
+			in.wakes = append(in.wakes, wakeUp{node: node})
+			if down {
+				in.downs = append(in.downs, node)
 			}
 		})
 	}
@@ -426,13 +439,8 @@ func (h *Host) tickLoop() {
 	for {
 		select {
 		case now := <-t.C:
-			h.mu.RLock()
-			for _, r := range h.byReplica {
-				if r.released.Load() {
-					r.tick(now)
-				}
-			}
-			h.mu.RUnlock()
+			h.keepContact(now)
+			h.ticking.tick(now)
 		case <-h.ctx.Done():
 			return
 		}

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"sync"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -25,6 +26,7 @@ const (
 	flagStart    flag = 1 << iota // released by Host.Start
 	flagPeers                     // a peer's connection came or went
 	flagCampaign                  // the time of a campaign hint has come
+	flagLook                      // the time to look up from rest has come
 )
 
 // proposal is a proposal that is not yet stepped.
@@ -66,9 +68,20 @@ type inbox struct {
 	propBytes int
 	reads     []readRequest
 	downs     []ident.NodeID
+	wakes     []wakeUp
 	ticks     int
 	now       time.Time // of the last tick
 	flags     flag
+}
+
+// inboxes are those that nothing waits in. A replica has one of its own only while something
+// waits for it or is worked on: what idle groups cost does not depend on how busy they once were.
+var inboxes = sync.Pool{New: func() any { return new(inbox) }}
+
+// recycle empties the inbox and gives it back.
+func (in *inbox) recycle() {
+	in.reset()
+	inboxes.Put(in)
 }
 
 // reset empties the inbox, keeping arrays unless they have grown large.
@@ -78,6 +91,7 @@ func (in *inbox) reset() {
 	in.props = reuse(in.props)
 	in.reads = reuse(in.reads)
 	in.downs = reuse(in.downs)
+	in.wakes = reuse(in.wakes)
 	in.itemBytes, in.propBytes, in.ticks, in.flags = 0, 0, 0, 0
 	in.now = time.Time{}
 }
@@ -90,6 +104,14 @@ func reuse[T any](s []T) []T {
 	return s[:0]
 }
 
+// inboxLocked is the inbox to fill.
+func (r *Replica) inboxLocked() *inbox {
+	if r.in == nil {
+		r.in = inboxes.Get().(*inbox)
+	}
+	return r.in
+}
+
 // post changes the inbox under its lock and wakes the worker. It returns why
 // the replica takes nothing any more; then fill was not called.
 func (r *Replica) post(fill func(in *inbox)) error {
@@ -98,7 +120,7 @@ func (r *Replica) post(fill func(in *inbox)) error {
 	if r.closed != nil {
 		return r.closed
 	}
-	fill(&r.in)
+	fill(r.inboxLocked())
 	r.wakeLocked()
 	return nil
 }
@@ -115,7 +137,8 @@ func (r *Replica) wakeLocked() {
 // the worker decides what still matters.
 func (r *Replica) postLocal(ev localEvent) {
 	r.mu.Lock()
-	r.in.local = append(r.in.local, ev)
+	in := r.inboxLocked()
+	in.local = append(in.local, ev)
 	r.wakeLocked()
 	r.mu.Unlock()
 }
@@ -127,12 +150,13 @@ func (r *Replica) postItem(it item) {
 	if r.closed != nil {
 		return
 	}
-	if it.size > 0 && r.in.itemBytes+it.size > maxInboxBytes && r.in.itemBytes > 0 {
+	in := r.inboxLocked()
+	if it.size > 0 && in.itemBytes+it.size > maxInboxBytes && in.itemBytes > 0 {
 		r.dropped.Add(1)
 		return
 	}
-	r.in.itemBytes += it.size
-	r.in.items = append(r.in.items, it)
+	in.itemBytes += it.size
+	in.items = append(in.items, it)
 	r.wakeLocked()
 }
 
@@ -140,18 +164,20 @@ func (r *Replica) postItem(it item) {
 func (r *Replica) tick(now time.Time) {
 	r.mu.Lock()
 	if r.closed == nil {
-		r.in.ticks = min(r.in.ticks+1, maxTicks)
-		r.in.now = now
+		in := r.inboxLocked()
+		in.ticks = min(in.ticks+1, maxTicks)
+		in.now = now
 		r.wakeLocked()
 	}
 	r.mu.Unlock()
 }
 
-// takeInbox gives the worker all that waits. The worker returns it by reset.
+// takeInbox gives the worker all that waits. The worker returns it by recycle.
 func (r *Replica) takeInbox() *inbox {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.queued = false
-	r.in, r.spare = r.spare, r.in
-	r.mu.Unlock()
-	return &r.spare
+	in := r.inboxLocked()
+	r.in = nil
+	return in
 }

@@ -69,6 +69,9 @@ func (r *Replica) close(st State, reason, err error) {
 	r.mu.Unlock()
 	r.dying.Store(true)
 	r.serving.Store(false)
+	rs.quiet.on = false
+	r.h.ticking.remove(r)
+	r.reignEnded()
 	r.waiters.fail(0, err)
 	rs.reads.fail(err)
 	r.dropTransfers()

@@ -145,6 +145,7 @@ func (r *Replica) transferStatus(it *item) {
 		r.h.opt.Server.Unpin(of.pin)
 		of.pin = 0
 		rs.rn.ReportSnapshot(uint64(it.from), raft.SnapshotFinish)
+	case wakeAsked, nodeBeat: // not of a transfer
 	}
 }
 

@@ -22,7 +22,7 @@ const maxPropBytes = 1 << 20
 // gives each proposal its index.
 func (r *Replica) pass(o *outbox) {
 	in := r.takeInbox()
-	defer in.reset()
+	defer in.recycle()
 	defer func() {
 		if p := recover(); p != nil {
 			r.recovered(p)
@@ -38,6 +38,10 @@ func (r *Replica) pass(o *outbox) {
 	}
 	if !in.now.IsZero() {
 		r.rs.now = in.now
+	}
+	r.wakeIfDisturbed(o, in)
+	if len(in.props)+len(in.reads)+len(in.local) > 0 || in.flags&^(flagPeers|flagLook) != 0 {
+		r.rs.quiet.idle = 0
 	}
 	r.stepProposals(in.props)
 	reads := in.reads
@@ -244,6 +248,7 @@ func (r *Replica) leadershipLost() {
 	r.waiters.fail(rs.hs.Commit, ErrLeadershipLost)
 	rs.reads.fail(ErrLeadershipLost)
 	clear(rs.offers)
+	r.reignEnded()
 }
 
 // storageAppend submits one MsgStorageAppend as one frame with the whole latest

@@ -32,15 +32,17 @@ type Replica struct {
 	applyShard int
 
 	mu sync.Mutex
-	// in is filled by anyone under mu; spare is the raft worker's while it works.
-	in, spare inbox
+	// in is filled by anyone under mu, nil while nothing waits. The raft worker takes it whole.
+	in *inbox
 	// queued: in the worker's queue, and what is in the inbox will be seen.
 	queued bool
 	// closed is why nothing is accepted any more; nil while open.
 	closed error
 
 	released atomic.Bool // by Host.Start
-	status   atomic.Pointer[Status]
+	// tickAt is the place in Host.ticking, from 1; 0: not there. Its mutex guards it.
+	tickAt int
+	status atomic.Pointer[Status]
 	// commit, last and first are the Status's, which is not made anew for them alone.
 	// The raft worker moves them; commit is at most last whenever it is read before.
 	commit, last, first atomic.Uint64
@@ -109,6 +111,7 @@ type raftSide struct {
 	// offers are the snapshots on their way to followers.
 	offers map[ident.ReplicaID]*offering
 	recv   receiving
+	quiet  quiet
 	// announced is the last leadership that was told.
 	announced leadership
 	state     State

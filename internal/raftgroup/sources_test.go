@@ -238,9 +238,9 @@ func TestPeersFor(t *testing.T) {
 			return got
 		}
 		last := l.replica().Status().LastIndex
-		if got, want := ask(others[0], last), fmt.Sprint([]ident.NodeID{others[1].id, others[2].id}); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
+		// What is applied everywhere is not yet acknowledged everywhere.
+		want := fmt.Sprint([]ident.NodeID{others[1].id, others[2].id})
+		c.eventually("both others are asked", func() bool { return ask(others[0], last) == want })
 		if got := ask(others[0], last+1); got != "[]" {
 			t.Errorf("got %s for an index that nobody has", got)
 		}
@@ -477,7 +477,7 @@ func TestPinYieldsToPressure(t *testing.T) {
 		must(t, err)
 		c.fill("m", 0, 60)
 		time.Sleep(3 * time.Second)
-		if st := r.Status(); st.FirstIndex != pin.Point.Index+1 && st.FirstIndex > pin.Point.Index || st.SnapshotIndex < 80 {
+		if st := r.Status(); st.FirstIndex != pin.Point.Index+1 && st.FirstIndex > pin.Point.Index || st.SnapshotIndex < 70 { // one is due every 20 entries
 			t.Fatalf("pin at %d: first index %d, snapshot %d", pin.Point.Index, st.FirstIndex, st.SnapshotIndex)
 		}
 		nd.host.onPressure([]ident.ReplicaID{r.ID()})

@@ -104,7 +104,7 @@ func (r *Replica) refresh() {
 		State: rs.state, Term: rs.hs.Term,
 		Leader: ident.ReplicaID(rs.lead), Members: rs.mem.members, Serving: r.serving.Load(),
 	}
-	s.ConfGeneration = rs.mem.generation
+	s.ConfGeneration, s.Resting = rs.mem.generation, rs.quiet.on
 	s.Changing = len(rs.mem.conf.GetVotersOutgoing()) > 0 || rs.role == raft.StateLeader && !s.Serving
 	if s.State == StateRunning && !r.released.Load() {
 		s.State = StateHeld

@@ -16,6 +16,7 @@ import (
 
 	"chronik/internal/admin"
 	"chronik/internal/ident"
+	"chronik/internal/metadata"
 	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 	"chronik/test/offline"
@@ -114,6 +115,12 @@ func (c *checker) replica(n *node, r *run, row admin.Replica) {
 	defer c.mu.Unlock()
 	if row.State != "quarantined" && (row.AppliedIndex > row.CommitIndex || row.CommitIndex > max(row.LastIndex, row.SnapshotIndex)) {
 		w.fail("applied ≤ commit ≤ last", "node %d: %+v", n.id, row)
+	}
+	if row.Resting {
+		w.count("replicas seen at rest", 1)
+		if row.Group == metadata.MetaTopic || row.State != "running" || row.Role == "candidate" || row.CommitIndex != row.LastIndex {
+			w.fail("only what is whole rests", "node %d: %+v", n.id, row)
+		}
 	}
 	if row.State == "quarantined" && row.Role == "leader" {
 		w.fail("a quarantined replica never leads", "node %d: %+v", n.id, row)
@@ -214,6 +221,7 @@ func (c *checker) end() {
 	c.digests()
 	c.states()
 	c.remains()
+	c.rest()
 }
 
 // states compares what checkpoints say of each group: some replicas came to their state by a
@@ -362,6 +370,25 @@ func (c *checker) digest(p int32) error {
 		return fmt.Errorf("%d replicas have told: %w", len(sums), failed)
 	}
 	return nil
+}
+
+// rest waits until every group rests but the metadata's: nothing goes on any more, and nothing that went on
+// may have left a group awake, or a node out of contact.
+func (c *checker) rest() {
+	c.w.await("idle groups rest", convergence, func() error {
+		for _, n := range c.w.nodes {
+			src := n.source()
+			if src == nil {
+				return fmt.Errorf("node %d is down", n.id)
+			}
+			for _, r := range src.Replicas().Replicas {
+				if r.Group != metadata.MetaTopic && !r.Resting {
+					return fmt.Errorf("node %d: %s is awake: %+v", n.id, r.Group, r)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // remains waits until what is under way is over, and looks for what must be gone then.

@@ -39,8 +39,10 @@ func TestSuccessorOutlivesAClaim(t *testing.T) {
 	c.serving(1, 2, 3)
 	before := c.b[3]
 	addr := freeAddr(t)
-	c.cfg[3] = testConfig(t, map[string]string{"node.id": "3", "raft.listen": addr, "group.partitions": "1",
-		"cluster.peers": fmt.Sprintf("1@%s,2@%s,3@%s", c.cfg[1].Raft.Listen, c.cfg[2].Raft.Listen, addr)})
+	c.cfg[3] = testConfig(t, map[string]string{
+		"node.id": "3", "raft.listen": addr, "group.partitions": "1",
+		"cluster.peers": fmt.Sprintf("1@%s,2@%s,3@%s", c.cfg[1].Raft.Listen, c.cfg[2].Raft.Listen, addr),
+	})
 	c.fs[3], c.b[3] = vfs.NewCrashableMem(), nil
 	c.start(3)
 	eventually(t, 10*time.Second, "both refuse the successor", func() error {

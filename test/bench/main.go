@@ -132,7 +132,7 @@ func (b *bench) produce(ctx context.Context, args ...string) (produced, error) {
 }
 
 func (b *bench) limit(ctx context.Context) (bytesPerSecond, fsyncMillis float64, err error) {
-	out, err := b.chronik(ctx, "bench", "limit", "--json", "--dir", b.dir, "--seconds", fmt.Sprint(b.seconds))
+	out, err := b.chronik(ctx, "bench", "limit", "--parts", "loop", "--json", "--dir", b.dir, "--seconds", fmt.Sprint(b.seconds))
 	if err != nil {
 		return 0, 0, err
 	}

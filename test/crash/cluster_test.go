@@ -81,12 +81,18 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// ports are given out below the range that the system takes outgoing
-// connections' from: a stopped node's ports stay free until it is started again.
+// Ports are given out below the range that the system takes outgoing
+// connections' from: a stopped node's ports stay free until it is started again. They also lie below
+// those that test/harness takes, whose clusters run at the same time.
+const (
+	firstPort = 3_000
+	lastPort  = 9_000
+)
+
 var ports = struct {
 	sync.Mutex
 	next int
-}{next: 10_000 + rand.IntN(2000)*10}
+}{next: firstPort + rand.IntN(lastPort-firstPort)}
 
 func freeAddr(t testing.TB) string {
 	t.Helper()
@@ -94,8 +100,8 @@ func freeAddr(t testing.TB) string {
 	defer ports.Unlock()
 	for range 1000 {
 		ports.next++
-		if ports.next > 32_000 {
-			ports.next = 10_000
+		if ports.next > lastPort {
+			ports.next = firstPort
 		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", ports.next))
 		if err != nil {

@@ -1,12 +1,13 @@
 // Command bench measures a cluster of three nodes against what the machine's disk
 // allows, in interleaved rounds of one run, and prints a table of medians and ratios.
 //
-//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR]
+//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR] [-least PERCENT] [-most TIMES]
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -36,29 +37,39 @@ type bench struct {
 	exe, dir  string
 	bootstrap string
 	seconds   int
+	// least is the smallest acceptable share of the bare loop in percent, most the longest acceptable wait for
+	// a single record in fdatasyncs; 0: whatever.
+	least, most float64
 }
+
+// errSlow ends the command with exit code 1.
+var errSlow = errors.New("slower than is acceptable")
 
 func main() {
 	rounds := flag.Int("rounds", 5, "interleaved rounds")
 	seconds := flag.Int("seconds", 5, "seconds of each measurement")
 	port := flag.Int("base-port", 27092, "base port of the cluster")
 	profile := flag.String("profile", "", "write a CPU profile of every node during the last round's throughput here")
+	b := &bench{}
+	flag.Float64Var(&b.least, "least", 0, "exit 1 if the median share of the bare loop is below this many percent")
+	flag.Float64Var(&b.most, "most", 0, "exit 1 if a single record takes longer than this many fdatasyncs in the median")
 	flag.Parse()
+	b.seconds = *seconds
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *rounds, *seconds, *port, *profile); err != nil {
+	if err := b.run(ctx, *rounds, *port, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, rounds, seconds, port int, profile string) (err error) {
+func (b *bench) run(ctx context.Context, rounds, port int, profile string) (err error) {
 	dir, err := os.MkdirTemp(".", "bench-data-") // on this disk, not on a memory file system
 	if err != nil {
 		return err
 	}
 	defer func() { err = first(err, os.RemoveAll(dir)) }()
-	b := &bench{exe: filepath.Join(dir, "chronik"), dir: dir, seconds: seconds, bootstrap: fmt.Sprintf("127.0.0.1:%d", port)}
+	b.exe, b.dir, b.bootstrap = filepath.Join(dir, "chronik"), dir, fmt.Sprintf("127.0.0.1:%d", port)
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.exe, "chronik/cmd/chronik").CombinedOutput(); err != nil {
 		return fmt.Errorf("build: %w: %s", err, out)
 	}
@@ -179,6 +190,17 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 	fmt.Printf("| **produce as a share of the bare loop** | **%.0f %%** |\n", median(share))
 	fmt.Printf("| one outstanding record: p50 | %.2f ms |\n", median(single))
 	fmt.Printf("| **one outstanding record / fdatasync p50** | **%.1f x** |\n", median(latency))
+	return b.judge(median(share), median(latency))
+}
+
+// judge is the guard against regressions: what it compares is of one run, so that it holds on any machine.
+func (b *bench) judge(share, latency float64) error {
+	if share < b.least {
+		return fmt.Errorf("%w: %.0f %% of the bare loop, at least %.0f %% are expected", errSlow, share, b.least)
+	}
+	if b.most > 0 && latency > b.most {
+		return fmt.Errorf("%w: a single record takes %.1f fdatasyncs, at most %.1f are expected", errSlow, latency, b.most)
+	}
 	return nil
 }
 

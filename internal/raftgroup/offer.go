@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -177,7 +178,13 @@ func (r *Replica) watchOffers() {
 		return
 	}
 	now := time.Now()
-	for _, f := range r.followers() {
+	followers := r.followers()
+	for to, of := range rs.offers { // a member that was removed takes none, and a group with one under way never rests
+		if !slices.ContainsFunc(followers, func(f Follower) bool { return f.Replica == to }) {
+			r.forgetOffer(to, of)
+		}
+	}
+	for _, f := range followers {
 		of := rs.offers[f.Replica]
 		switch {
 		case f.State == "StateSnapshot" && of == nil:
@@ -186,10 +193,14 @@ func (r *Replica) watchOffers() {
 			r.log.Warn("snapshot transfer shows no life", "peer", f.Node, "index", of.index)
 			r.offerFailed(f.Replica)
 		case f.State == "StateReplicate" && of != nil:
-			if of.pin != 0 {
-				r.h.opt.Server.Unpin(of.pin)
-			}
-			delete(rs.offers, f.Replica)
+			r.forgetOffer(f.Replica, of)
 		}
 	}
+}
+
+func (r *Replica) forgetOffer(to ident.ReplicaID, of *offering) {
+	if of.pin != 0 {
+		r.h.opt.Server.Unpin(of.pin)
+	}
+	delete(r.rs.offers, to)
 }

@@ -503,6 +503,17 @@ func TestRule30CheckpointsComeDue(t *testing.T) {
 	})
 }
 
+// A snapshot that was on its way to a member that was removed is forgotten, and the group rests.
+func TestRule30OfferToWhoIsGone(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		r := c.leader().replica()
+		r.postLocal(localEvent{fn: func(*outbox) { r.rs.offers[99] = &offering{} }})
+		c.within(10*time.Second, "everybody rests", c.allRest)
+	})
+}
+
 // What judges contact: both must hear, lately, and a process that stood still knows nothing.
 func TestContacts(t *testing.T) {
 	const silence = 500 * time.Millisecond

@@ -108,6 +108,9 @@ transfer: ## a 2 GiB snapshot transfer against a bare copy of the same bytes; ki
 bench: ## throughput and latency against the bare loop of the same run
 	go run ./test/bench
 
+bench-guard: ## fail if the speed has fallen far below what it was, as shares of the bare loop of the same run (a quiet machine)
+	go run ./test/bench -rounds 3 -seconds 3 -least 80 -most 3
+
 bench-peers: ## beside Apache Kafka and NATS, into docs/benchmarks.md (java, mvn; PART=all ONLY=REGEXP ROUNDS=5 SECONDS=5 WARM=5 BYTES=1000000000)
 	go run ./test/bench/peers -part '$(or $(PART),all)' -only '$(ONLY)' -rounds $(or $(ROUNDS),5) -seconds $(or $(SECONDS),5) -warm $(or $(WARM),5) -bytes $(or $(BYTES),1000000000) $(PEERSFLAGS)
 
@@ -123,6 +126,6 @@ docs: ## regenerate the references of settings, commands and metrics
 	go run ./cmd/chronik reference >docs/cli.md
 	CHRONIK_TEST_UPDATE=1 go test -count=1 -run TestCommands ./test/cli
 
-full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time ## everything
+full: lint test long race fuzz e2e compat kill crash sim chaos chaos-rounds limits mutation s3 demo-input start-time bench-guard ## everything
 
-.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-peers bench-snapshot scale docs full
+.PHONY: help build release test long race lint fmt fuzz fuzz-long fuzz-corpus e2e compat kill crash chaos chaos-short chaos-tally chaos-rounds sim sim-ci sim-profile limits s3 mutation demo-input start-time transfer bench bench-guard bench-peers bench-snapshot scale docs full

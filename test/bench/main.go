@@ -1,7 +1,7 @@
 // Command bench measures a cluster of three nodes against what the machine's disk
 // allows, in interleaved rounds of one run, and prints a table of medians and ratios.
 //
-//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR] [-least PERCENT] [-most TIMES]
+//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR] [-least PERCENT] [-most TIMES] [-exe FILE]
 package main
 
 import (
@@ -53,6 +53,7 @@ func main() {
 	b := &bench{}
 	flag.Float64Var(&b.least, "least", 0, "exit 1 if the median share of the bare loop is below this many percent")
 	flag.Float64Var(&b.most, "most", 0, "exit 1 if a single record takes longer than this many fdatasyncs in the median")
+	flag.StringVar(&b.exe, "exe", "", "measure this binary in place of the sources'; in turn with another it tells the two apart")
 	flag.Parse()
 	b.seconds = *seconds
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -69,9 +70,12 @@ func (b *bench) run(ctx context.Context, rounds, port int, profile string) (err 
 		return err
 	}
 	defer func() { err = first(err, os.RemoveAll(dir)) }()
-	b.exe, b.dir, b.bootstrap = filepath.Join(dir, "chronik"), dir, fmt.Sprintf("127.0.0.1:%d", port)
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.exe, "chronik/cmd/chronik").CombinedOutput(); err != nil {
-		return fmt.Errorf("build: %w: %s", err, out)
+	b.dir, b.bootstrap = dir, fmt.Sprintf("127.0.0.1:%d", port)
+	if b.exe == "" {
+		b.exe = filepath.Join(dir, "chronik")
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.exe, "chronik/cmd/chronik").CombinedOutput(); err != nil {
+			return fmt.Errorf("build: %w: %s", err, out)
+		}
 	}
 	if b.exe, err = filepath.Abs(b.exe); err != nil {
 		return err

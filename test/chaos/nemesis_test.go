@@ -23,6 +23,8 @@ type env struct {
 	l   *load
 	// allowed are errors that what was done explains, beside errorsOfRestored.
 	allowed []string
+	// apart are two nodes that a cut keeps from hearing one another; zero without a cut.
+	apart [2]int
 }
 
 // seed makes the choices of a run repeatable as far as real processes are.
@@ -219,6 +221,11 @@ func restoreRunning(e *env) string {
 	copyDir(e.t, old, e.c.Node(id).Dir)
 	e.c.Restart(id)
 	what := fmt.Sprintf("node %d, %v old", id, d)
+	if e.apart != [2]int{} && e.apart[0] != id && e.apart[1] != id {
+		// The two that have voted do not hear one another, and the third has lost the disk it
+		// voted with: until the cut heals there is no majority for it to join.
+		e.heal()
+	}
 	return what + e.wipeIfRefused(id)
 }
 

@@ -183,6 +183,7 @@ func (e *env) disturb() string {
 		a := e.anyNode()
 		b, _ := e.others(a)
 		e.c.Net.CutOneWay(a, b)
+		e.apart = [2]int{a, b}
 		return fmt.Sprintf("while node %d does not reach node %d", a, b)
 	}
 	f := harness.Fault{Delay: time.Duration(e.rng.IntN(80)) * time.Millisecond, Loss: 0.03, Stall: 300 * time.Millisecond, Reset: 0.0005}
@@ -191,6 +192,7 @@ func (e *env) disturb() string {
 }
 
 func (e *env) heal() {
+	e.apart = [2]int{}
 	if e.c.Net != nil {
 		e.c.Net.Heal()
 	}

@@ -14,6 +14,7 @@ import (
 	"chronik/internal/broker"
 	"chronik/internal/config"
 	"chronik/internal/ident"
+	"chronik/internal/raftlog"
 	"chronik/internal/transport"
 )
 
@@ -27,6 +28,8 @@ type node struct {
 	mu   sync.Mutex
 	run  *run // nil: it does not run
 	held int  // faults that keep it down
+	// spoiled says that a fault damages its raftlog, which it may refuse then.
+	spoiled bool
 }
 
 // run is one process' life.
@@ -157,10 +160,21 @@ func (n *node) watch(r *run) {
 func (n *node) stopped(err error) {
 	n.w.say(fmt.Sprintf("node %d ended by itself", n.id), "err", err)
 	n.w.count("ended", 1)
-	if !n.mayEnd(err) {
+	switch {
+	case n.spoiled && errors.Is(err, raftlog.ErrCorrupt):
+		n.w.count("damaged raftlogs refused", 1)
+		n.spoiled = false
+		n.disk.wipe() // as the error's hint says
+	case !n.mayEnd(err):
 		n.w.fail("ends only with a reason", "node %d ended by itself: %v", n.id, err)
 	}
 	time.AfterFunc(time.Second, n.start)
+}
+
+func (n *node) setSpoiled(on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spoiled = on
 }
 
 // mayEnd tells whether err is one that a fault explains.

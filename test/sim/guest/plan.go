@@ -160,7 +160,8 @@ func (f *fault) injectMore(n *node) {
 	case "restore":
 		f.restore(n)
 	case "flip":
-		f.lose(n, func() { flip(f, n.disk.files()) })
+		f.lose(n, func() { n.setSpoiled(strings.HasPrefix(flip(f, n.disk.files()), logDir)) })
+		n.setSpoiled(false) // whole: what it did not refuse at once it does not refuse later
 	}
 }
 
@@ -278,14 +279,16 @@ func (f *fault) rest() bool {
 	}
 }
 
-// flip turns one bit of a file. Of the raftlog the last file is left alone: a bad frame at the
+const logDir = "data/raftlog/"
+
+// flip turns one bit of a file and returns its name, if there was one. Of the raftlog the last file is left alone: a bad frame at the
 // very end is what a power loss leaves, and is dropped (docs/guarantees.md).
-func flip(f *fault, mem *vfs.MemFS) {
+func flip(f *fault, mem *vfs.MemFS) string {
 	var files []string
 	var logs []string
 	walk(mem, "data", func(name string) {
 		switch {
-		case strings.HasPrefix(name, "data/raftlog/"):
+		case strings.HasPrefix(name, logDir):
 			if strings.HasSuffix(name, ".log") {
 				logs = append(logs, name)
 			}
@@ -297,28 +300,29 @@ func flip(f *fault, mem *vfs.MemFS) {
 		files = append(files, logs[:len(logs)-1]...)
 	}
 	if len(files) == 0 {
-		return
+		return ""
 	}
 	name := files[f.n%len(files)]
 	st, err := mem.Stat(name)
 	if err != nil || st.Size() == 0 {
-		return
+		return ""
 	}
 	h, err := mem.OpenReadWrite(name, vfs.CategoryNode)
 	if err != nil {
-		return
+		return ""
 	}
 	defer func() { _ = h.Close() }() // memory
 	var b [1]byte
 	at := int64(f.n) % st.Size()
 	if _, err := h.ReadAt(b[:], at); err != nil {
-		return
+		return ""
 	}
 	b[0] ^= 1 << (f.n % 8)
 	if _, err := h.WriteAt(b[:], at); err == nil {
 		_ = h.Sync() // memory
 	}
 	f.w.say("flipped a bit", "file", name, "at", at)
+	return name
 }
 
 func walk(mem *vfs.MemFS, dir string, each func(name string)) {

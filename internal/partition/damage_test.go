@@ -26,6 +26,9 @@ func damage(t *testing.T, src vfs.FS, from string, fs vfs.FS, dir string, files 
 	}
 }
 
+// someBytes are of each field of a batch's header, and of its records.
+var someBytes = []int{0, 7, 8, 11, 12, 15, 16, 17, 20, 21, 22, 23, 26, 30, 40, 50, 56, 60, 100}
+
 // TestReadingDamageIsReported: a reader never gets the bytes, and the engine hears of it.
 func TestReadingDamageIsReported(t *testing.T) {
 	fs := vfs.NewCrashableMem()
@@ -36,24 +39,38 @@ func TestReadingDamageIsReported(t *testing.T) {
 		mustAppend(t, New(r, whole), plain(t, 3, int64(i)))
 	}
 	blob, files := checkpoint(t, whole)
+	reads := map[string]int{}
 	for name, read := range map[string]func(*Partition) error{
 		"read":   func(p *Partition) error { _, err := p.Read(0, 1<<20); return err },
 		"digest": func(p *Partition) error { _, err := p.Digest(-1, -1); return err },
 	} {
-		dir := "damaged-" + name
-		damage(t, fs, "p", fs, dir, files, 100)
-		sm := open(t, fs, dir, blob, files)
-		r := &fakeReplica{sm: sm, alive: 3}
-		r.lead(1)
-		if err := read(New(r, sm)); !errors.Is(err, ErrStorage) || !errors.Is(err, raftgroup.ErrCorrupt) {
-			t.Errorf("%s: %v", name, err)
+		for _, at := range someBytes {
+			dir := fmt.Sprintf("damaged-%s-%d", name, at)
+			damage(t, fs, "p", fs, dir, files, at)
+			opened, err := Opener{}.Open(fs, dir, blob, files)
+			if errors.Is(fromSegment(err), raftgroup.ErrCorrupt) {
+				continue // found before anybody reads
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			sm := opened.(*StateMachine)
+			r := &fakeReplica{sm: sm, alive: 3}
+			r.lead(1)
+			reads[name]++
+			if err := read(New(r, sm)); !errors.Is(err, ErrStorage) || !errors.Is(err, raftgroup.ErrCorrupt) {
+				t.Errorf("%s, byte %d: %v", name, at, err)
+			}
+			if !errors.Is(r.damage, raftgroup.ErrCorrupt) {
+				t.Errorf("%s, byte %d: the engine heard %v", name, at, r.damage)
+			}
+			if err := sm.Close(); err != nil {
+				t.Error(err)
+			}
 		}
-		if !errors.Is(r.damage, raftgroup.ErrCorrupt) {
-			t.Errorf("%s: the engine heard %v", name, r.damage)
-		}
-		if err := sm.Close(); err != nil {
-			t.Error(err)
-		}
+	}
+	if reads["read"] < 5 || reads["digest"] < 5 {
+		t.Errorf("so few of %d damaged bytes were left for readers: %v", len(someBytes), reads)
 	}
 	if err := whole.Close(); err != nil {
 		t.Error(err)
@@ -68,7 +85,7 @@ func TestVerifyStaged(t *testing.T) {
 		mustAppend(t, p, plain(t, 3, int64(i)))
 	}
 	blob, files := checkpoint(t, r.sm)
-	for _, at := range []int{-1, 0, 30, 100, int(files[0].Size) - 1} {
+	for _, at := range append([]int{-1, int(files[0].Size) - 1}, someBytes...) {
 		dir := fmt.Sprintf("staged%d", at)
 		damage(t, r.sm.fs, "p", fs, dir, files, at)
 		err := VerifyStaged(fs, dir, blob, files)

@@ -1,6 +1,12 @@
 package partition
 
-import "sort"
+import (
+	"fmt"
+	"sort"
+
+	"chronik/internal/record"
+	"chronik/internal/segment"
+)
 
 // epochStart is the first offset that a leader epoch gave.
 type epochStart struct {
@@ -44,6 +50,31 @@ func (t epochTable) at(offset int64) int32 {
 		return -1
 	}
 	return t[k-1].epoch
+}
+
+// sound tells whether a stored batch says the epoch that wrote it: of all its bytes
+// no checksum and no order covers these. It must be one that the table knows of.
+func (t epochTable) sound(b record.Batch) error {
+	want := t.at(b.LastOffset()) // the first one may lie before the log's start
+	if got := b.PartitionLeaderEpoch(); want >= 0 && got != want {
+		return fmt.Errorf("%w: the batch at offset %d says leader epoch %d, epoch %d wrote it", segment.ErrCorrupt, b.BaseOffset(), got, want)
+	}
+	return nil
+}
+
+// allSound is sound for whole batches one after the other.
+func (t epochTable) allSound(b []byte) error {
+	for len(b) > 0 {
+		h, err := record.Header(b)
+		if err != nil {
+			return err
+		}
+		if err := t.sound(h); err != nil {
+			return err
+		}
+		b = b[h.Size():]
+	}
+	return nil
 }
 
 // end finds the largest epoch at or below the asked one, and the offset it ended

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"chronik/internal/bytepool"
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 	"chronik/internal/record"
@@ -192,8 +193,15 @@ func (p *Partition) Read(offset int64, maxBytes int) (ReadResult, error) {
 			return fmt.Errorf("%w: %d, the log has [%d,%d)", ErrOffsetOutOfRange, offset, v.start, v.next)
 		}
 		var err error
-		res.Data, res.Buffer, err = v.log.ReadBuffer(offset, maxBytes, v.next)
-		return err
+		if res.Data, res.Buffer, err = v.log.ReadBuffer(offset, maxBytes, v.next); err != nil {
+			return err
+		}
+		if err := v.epochs.allSound(res.Data); err != nil {
+			bytepool.Put(res.Buffer)
+			res.Data, res.Buffer = nil, nil
+			return err
+		}
+		return nil
 	})
 	return res, err
 }
@@ -348,6 +356,9 @@ func (p *Partition) Digest(from, to int64) (Digest, error) {
 		d.From = min(d.From, d.To)
 		hash := sha256.New()
 		err := v.log.EachBatch(d.From, d.To, func(b record.Batch) error {
+			if err := v.epochs.sound(b); err != nil {
+				return err
+			}
 			hash.Write(b.Bytes())
 			d.Records += int64(b.NumRecords())
 			d.Batches++

@@ -10,6 +10,7 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/raftgroup"
+	"chronik/internal/record"
 	"chronik/internal/segment"
 	"chronik/internal/vfs"
 )
@@ -207,9 +208,16 @@ func (s *StateMachine) Offsets() (start, next int64) {
 	return v.start, v.next
 }
 
-// Verify implements raftgroup.Verifier: it reads every batch and checks its CRC and order.
+// Verify implements raftgroup.Verifier: it reads every batch and checks its CRC, order and epoch.
 func (s *StateMachine) Verify() error {
-	return s.read(func(v *view) error { return v.log.Verify() })
+	return s.read(func(v *view) error {
+		return v.log.Verify(func(b record.Batch) error {
+			if b.NextOffset() > v.next {
+				return nil // applied since
+			}
+			return v.epochs.sound(b)
+		})
+	})
 }
 
 // VerifyStaged reads every batch of a received snapshot. The error of one that is

@@ -160,7 +160,7 @@ func TestReadCorrupt(t *testing.T) {
 	if bad == 0 || bad > 3 {
 		t.Fatalf("%d offsets unreadable", bad)
 	}
-	if err := l.Verify(); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), s.Name()) {
+	if err := l.Verify(nil); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), s.Name()) {
 		t.Fatalf("verify: %v", err)
 	}
 }

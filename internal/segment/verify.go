@@ -10,21 +10,21 @@ import (
 	"chronik/internal/vfs"
 )
 
-// Verify reads every batch of the log and checks order and CRC. The error is
-// ErrCorrupt with file and byte.
-func (l *Log) Verify() error {
+// Verify reads every batch of the log, checks order and CRC, and what each says of
+// it, which may be nil. The error is ErrCorrupt with file and byte.
+func (l *Log) Verify(each func(record.Batch) error) error {
 	for _, s := range *l.list.Load() {
 		if s.pub.Load().size == 0 {
 			continue
 		}
-		if err := l.verifySegment(s); err != nil && !(errors.Is(err, ErrOutOfRange) && s.dropped.Load()) {
+		if err := l.verifySegment(s, each); err != nil && !(errors.Is(err, ErrOutOfRange) && s.dropped.Load()) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Log) verifySegment(s *segment) error {
+func (l *Log) verifySegment(s *segment, each func(record.Batch) error) error {
 	h, err := l.open(s)
 	if err != nil {
 		return err
@@ -37,11 +37,17 @@ func (l *Log) verifySegment(s *segment) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		var b []byte
 		if err == nil {
-			_, err = sc.checked()
+			b, err = sc.checked()
 		}
 		if err != nil {
 			return err
+		}
+		if h, err := record.Header(b); err == nil && each != nil {
+			if err := each(h); err != nil {
+				return corrupt(s.path, sc.start, err)
+			}
 		}
 	}
 	if sc.want != p.next {

@@ -263,6 +263,24 @@ func (c *checker) states() {
 	}
 }
 
+// endsOf asks until it is told or ctx ends: connections that a fault has spoiled end
+// up to three seconds after it, and may take a leader with them.
+func endsOf(ctx context.Context, adm *kadm.Client) (ends kadm.ListedOffsets, err error) {
+	for {
+		ends, err = adm.ListEndOffsets(ctx, topic)
+		if err == nil {
+			err = ends.Error()
+		}
+		if err == nil || ctx.Err() != nil {
+			return ends, err
+		}
+		select {
+		case <-time.After(step):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // readAll reads both partitions to their ends.
 func (c *checker) readAll() map[place]string {
 	final := map[place]string{}
@@ -270,10 +288,7 @@ func (c *checker) readAll() map[place]string {
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), convergence)
 	defer cancel()
-	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
-	if err == nil {
-		err = ends.Error()
-	}
+	ends, err := endsOf(ctx, kadm.NewClient(cl))
 	if err != nil {
 		c.w.fail("converges", "ends are not told: %v", err)
 		return nil

@@ -82,7 +82,7 @@ func clientOptions(dial func(context.Context, string) (net.Conn, error)) []grpc.
 }
 
 // serverCreds is the handshake of an accepted connection: it turns away what
-// does not begin as HTTP/2, and makes the connection known to its requests.
+// begins neither as HTTP/2 nor as a plain stream, takes over the latter, and makes the connection known to its requests.
 type serverCreds struct{ t *Transport }
 
 // conn is one accepted connection. gRPC carries it as AuthInfo.
@@ -132,14 +132,21 @@ func (s serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 	if n == 0 && errors.Is(err, io.EOF) {
 		return nil, nil, io.EOF // somebody looked whether the port is open
 	}
-	if err != nil || !bytes.Equal(head, http2Preface) {
+	plain := string(head) == plainPreface && !s.t.opt.grpcOnly
+	if err != nil || !plain && !bytes.Equal(head, http2Preface) {
 		err = fmt.Errorf("it begins with %q", head[:n])
 		s.t.stranger(raw.RemoteAddr(), err)
 		return nil, nil, err
 	}
-	c := &conn{Conn: raw, head: head}
+	c := &conn{Conn: raw}
 	c.SecurityLevel = credentials.NoSecurity
 	c.hello = time.AfterFunc(helloTimeout, c.close)
+	if plain { // served here, on the goroutine that gRPC has for the connection and waits for at its end
+		s.t.servePlainStream(c)
+		_ = c.Close() // only tells that it was closed before
+		return nil, nil, credentials.ErrConnDispatched
+	}
+	c.head = head
 	return c, c, nil
 }
 

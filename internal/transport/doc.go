@@ -1,14 +1,17 @@
 // Package transport carries bytes between the nodes of a cluster: one-way
 // frames, ordered for each peer and class, and calls with an answer.
 //
-// It runs on gRPC with a codec that hands bytes through. Each peer has three
-// connections, so that a heartbeat never waits behind entries, nor entries
-// behind a snapshot:
+// Each peer has three connections, so that a heartbeat never waits behind entries,
+// nor entries behind a snapshot:
 //
 //	connection   carries                       A dials B for
-//	control      stream of Control frames      frames A→B, and to learn that B is there
-//	append       stream of Append frames       frames A→B
-//	bulk         calls                         calls of A, answered by B
+//	control      gRPC stream of frames         frames A→B, and to learn that B is there
+//	append       plain stream of frames        frames A→B
+//	bulk         gRPC calls                    calls of A, answered by B
+//
+// gRPC has a codec that hands bytes through. A plain stream is TCP without it, for
+// what is most: entries (ADR 27). It begins with plainPreface, where gRPC's begin
+// with HTTP/2's. To a peer that does not know it the append connection is gRPC's, too.
 //
 // The first message of each stream, in both directions, is a preamble:
 //
@@ -25,6 +28,11 @@
 //
 //	4     length n, big-endian, at most MaxFrame
 //	n     the frame
+//
+// On a plain stream there are no messages, only frames one after the other; the
+// preambles stand behind a length of 4 bytes, and the answer's behind a byte more: 0,
+// or 1 and why the dialer is refused. The length 2³²-1 is a sign of life and no
+// frame. It answers a byte that the other end sends each second.
 //
 // A call's request is a byte of length, the method's name, the request; its
 // response is a byte (0 answered, 1 error text) and the rest.
@@ -43,7 +51,8 @@
 // lost when a connection ends, when the outbox is full, and when the peer is
 // not there: Raft repeats what matters. PeerUp and PeerDown alternate. A killed
 // process is noticed when the kernel resets its connections, a silent one
-// within keepaliveTime + keepaliveTimeout. When one Control stream ends, both
+// within keepaliveTime + keepaliveTimeout. A plain stream that falls silent alone is
+// ended after as long and made anew. When one Control stream ends, both
 // directions are taken down and made anew, so that no half-dead connection is
 // left to wait for a retransmission after a cut.
 //

@@ -162,13 +162,13 @@ const (
 	MaxHello = 1 << 20
 )
 
-func (p preamble) encode() mem.BufferSlice {
+func (p preamble) encode() []byte {
 	b := make([]byte, 0, preambleBytes+len(p.hello))
 	b = append(b, preambleMagic...)
 	b = append(b, p.version, byte(p.class))
 	b = binary.BigEndian.AppendUint32(b, uint32(p.from))
 	b = binary.BigEndian.AppendUint32(b, uint32(p.to))
-	return mem.BufferSlice{mem.SliceBuffer(append(b, p.hello...))}
+	return append(b, p.hello...)
 }
 
 // decodePreamble reads a preamble. Of another version it reads the version only.

@@ -111,11 +111,11 @@ func FuzzUnpack(f *testing.F) {
 }
 
 func FuzzPreamble(f *testing.F) {
-	f.Add(preamble{version: protocolVersion, class: Append, from: 1, to: 2, hello: []byte("hi")}.encode().Materialize())
+	f.Add(preamble{version: protocolVersion, class: Append, from: 1, to: 2, hello: []byte("hi")}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer alloctest.Bound(t, len(b))()
 		p, err := decodePreamble(b)
-		if err == nil && !bytes.Equal(p.encode().Materialize(), b) {
+		if err == nil && !bytes.Equal(p.encode(), b) {
 			t.Fatalf("%x decodes to %+v and back to something else", b, p)
 		}
 	})
@@ -226,7 +226,7 @@ func TestOutboxPacks(t *testing.T) {
 }
 
 func TestPreambleVersion(t *testing.T) {
-	b := preamble{version: protocolVersion, from: 1, to: 2}.encode().Materialize()
+	b := preamble{version: protocolVersion, from: 1, to: 2}.encode()
 	b[4]++
 	_, err := decodePreamble(b)
 	if want := "node-to-node protocol version 2, this program speaks 1: upgrade the older one"; err == nil || err.Error() != want {

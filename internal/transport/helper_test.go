@@ -36,7 +36,9 @@ type host struct {
 	events  []string // "up 2", "down 2", "refused 2: …"
 	frames  map[Class][]string
 	log     *slog.Logger
-	t       *Transport
+	// grpcOnly makes it an older release.
+	grpcOnly bool
+	t        *Transport
 }
 
 func newHost(node ident.NodeID) *host {
@@ -53,7 +55,7 @@ func (h *host) start(tb testing.TB, l net.Listener, peers map[ident.NodeID]strin
 		l = listen(tb, "127.0.0.1:0")
 	}
 	h.addr = l.Addr().String()
-	t, err := New(Options{Node: h.node, Listen: l, Peers: peers, Handler: h, Logger: h.log})
+	t, err := New(Options{Node: h.node, Listen: l, Peers: peers, Handler: h, Logger: h.log, grpcOnly: h.grpcOnly})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 )
 
@@ -46,12 +47,17 @@ func (l *link) wake() {
 func (l *link) run() {
 	backoff := minBackoff
 	for attempt := 0; ; attempt++ {
+		session := l.session
 		if l.class != Control {
-			if _, err := l.p.await(l.p.ctx, Control); err != nil {
+			control, err := l.p.await(l.p.ctx, Control)
+			if err != nil {
 				return
 			}
+			if l.class == Append && control.plain {
+				session = l.plainSession
+			}
 		}
-		accepted, err := l.session(l.p.addr(attempt))
+		accepted, err := session(l.p.addr(attempt))
 		if l.p.ctx.Err() != nil {
 			return
 		}
@@ -112,10 +118,14 @@ func (l *link) session(addr string) (accepted bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	header, err := stream.Header() // it came before the Hello
+	if err != nil {
+		return false, describe(ctx, err)
+	}
 	if !timer.Stop() {
 		return false, errors.New("no hello in time")
 	}
-	s := &outStream{info: info, cc: cc, end: cancel}
+	s := &outStream{info: info, cc: cc, end: cancel, plain: len(header.Get(plainHeader)) > 0}
 	if !l.p.setOut(l.class, s) {
 		return false, errors.New("connection given up")
 	}
@@ -126,22 +136,31 @@ func (l *link) session(addr string) (accepted bool, err error) {
 
 // greet says Hello and judges the answer.
 func (l *link) greet(ctx context.Context, stream grpc.ClientStream) (PeerInfo, error) {
-	t := l.p.t
-	hello := preamble{version: protocolVersion, class: l.class, from: t.opt.Node, to: l.p.node, hello: t.opt.Handler.Hello()}
 	// A failed send shows its cause in the receive.
-	_ = stream.SendMsg(hello.encode())
+	_ = stream.SendMsg(mem.BufferSlice{mem.SliceBuffer(l.hello())})
 	var m received
 	if err := stream.RecvMsg(&m); err != nil {
 		return PeerInfo{}, describe(ctx, err)
 	}
-	reply, err := decodePreamble(m.take())
+	return l.judgeReply(m.take())
+}
+
+// hello is the first message of a stream to the peer.
+func (l *link) hello() []byte {
+	t := l.p.t
+	return preamble{version: protocolVersion, class: l.class, from: t.opt.Node, to: l.p.node, hello: t.opt.Handler.Hello()}.encode()
+}
+
+// judgeReply tells whose answer to our Hello b is.
+func (l *link) judgeReply(b []byte) (PeerInfo, error) {
+	reply, err := decodePreamble(b)
 	if err != nil {
 		return PeerInfo{}, err
 	}
 	if reply.from != l.p.node {
 		return PeerInfo{}, fmt.Errorf("node %d answers there", reply.from)
 	}
-	info, err := t.opt.Handler.AcceptHello(reply.hello)
+	info, err := l.p.t.opt.Handler.AcceptHello(reply.hello)
 	if err != nil {
 		return PeerInfo{}, fmt.Errorf("its hello is not acceptable: %w", err)
 	}
@@ -196,12 +215,17 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
+// dialFor dials for dialTimeout at most.
+func dialFor(ctx context.Context, dial func(context.Context, string) (net.Conn, error), addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return dial(ctx, addr)
+}
+
 // dialOnce returns a gRPC connection over exactly one TCP connection: when
 // that ends so does it, and when to try again is the link's decision.
 func dialOnce(ctx context.Context, dial func(context.Context, string) (net.Conn, error), addr string) (*grpc.ClientConn, error) {
-	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	raw, err := dial(dctx, addr)
+	raw, err := dialFor(ctx, dial, addr)
 	if err != nil {
 		return nil, err
 	}

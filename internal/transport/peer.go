@@ -54,9 +54,11 @@ type peerStats struct {
 
 // outStream is an accepted stream to the peer.
 type outStream struct {
-	info   PeerInfo
-	cc     *grpc.ClientConn
-	end    context.CancelFunc
+	info PeerInfo
+	cc   *grpc.ClientConn // nil for a plain one
+	end  func()
+	// plain says, of a Control stream, that the peer takes plain streams.
+	plain  bool
 	serial uint64
 }
 

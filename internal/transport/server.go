@@ -2,11 +2,14 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
@@ -52,14 +55,67 @@ func connOf(ctx context.Context) (*conn, error) {
 	return nil, status.Error(codes.Internal, "connection unknown")
 }
 
-func refuse(reason string) error {
-	if len(reason) > maxRefusal {
-		reason = reason[:maxRefusal]
-	}
-	return status.Error(codes.PermissionDenied, reason)
+// trim shortens a refusal's text to what is sent.
+func trim(reason string) string { return reason[:min(len(reason), maxRefusal)] }
+
+// refusal is why a peer's Hello is not accepted, for the peer to read.
+type refusal string
+
+// Error implements error.
+func (r refusal) Error() string { return string(r) }
+
+// errLate says that a Hello came when the connection was already given up.
+var errLate = errors.New("hello came too late")
+
+// admission is a stream from a peer whose Hello was accepted.
+type admission struct {
+	p     *peer
+	class Class
+	in    *inStream
+	reply []byte // our Hello
 }
 
-// serveStream is one stream from a peer, from its Hello to its end.
+// leave says that the stream has ended.
+func (a *admission) leave() { a.p.leave(a.class, a.in) }
+
+// admit judges the first message of a stream that came on c. Errors: a refusal, ErrClosed, errLate.
+func (t *Transport) admit(c *conn, first []byte) (*admission, error) {
+	pre, err := decodePreamble(first)
+	if err != nil {
+		t.stranger(c.RemoteAddr(), err)
+		return nil, refusal(err.Error())
+	}
+	if pre.to != t.opt.Node {
+		return nil, refusal(fmt.Sprintf("this is node %d, not node %d: correct the address", t.opt.Node, pre.to))
+	}
+	if pre.from == t.opt.Node {
+		return nil, refusal(fmt.Sprintf("node id %d is this node's own: two nodes have the same id, or one dials itself", pre.from))
+	}
+	info, err := t.opt.Handler.AcceptHello(pre.hello)
+	if err != nil {
+		return nil, refusal(err.Error())
+	}
+	if info.Node != pre.from {
+		return nil, refusal(fmt.Sprintf("the hello is node %d's, the stream node %d's", info.Node, pre.from))
+	}
+	addr := reachable(info.Addr, c.RemoteAddr())
+	p := t.ensure(info.Node, addr)
+	if p == nil {
+		return nil, ErrClosed
+	}
+	p.learnAddr(addr)
+	a := &admission{p: p, class: pre.class, in: &inStream{info: info, conn: c, done: make(chan struct{})}}
+	p.enter(a.class, a.in)
+	// Before the answer: the peer may call as soon as it has that.
+	if !c.greeted(info) {
+		a.leave()
+		return nil, errLate
+	}
+	a.reply = preamble{version: protocolVersion, class: a.class, from: t.opt.Node, to: info.Node, hello: t.opt.Handler.Hello()}.encode()
+	return a, nil
+}
+
+// serveStream is one gRPC stream from a peer, from its Hello to its end.
 func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	c, err := connOf(stream.Context())
 	if err != nil {
@@ -69,43 +125,27 @@ func (t *Transport) serveStream(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(&m); err != nil {
 		return err
 	}
-	pre, err := decodePreamble(m.take())
-	if err != nil {
-		t.stranger(c.RemoteAddr(), err)
-		return refuse(err.Error())
+	a, err := t.admit(c, m.take())
+	var no refusal
+	switch {
+	case errors.As(err, &no):
+		return status.Error(codes.PermissionDenied, trim(string(no)))
+	case errors.Is(err, ErrClosed):
+		return status.Error(codes.Unavailable, err.Error())
+	case err != nil:
+		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
-	if pre.to != t.opt.Node {
-		return refuse(fmt.Sprintf("this is node %d, not node %d: correct the address", t.opt.Node, pre.to))
+	defer a.leave()
+	if a.class == Control && !t.opt.grpcOnly {
+		if err := stream.SetHeader(metadata.Pairs(plainHeader, "1")); err != nil {
+			return err
+		}
 	}
-	if pre.from == t.opt.Node {
-		return refuse(fmt.Sprintf("node id %d is this node's own: two nodes have the same id, or one dials itself", pre.from))
-	}
-	info, err := t.opt.Handler.AcceptHello(pre.hello)
-	if err != nil {
-		return refuse(err.Error())
-	}
-	if info.Node != pre.from {
-		return refuse(fmt.Sprintf("the hello is node %d's, the stream node %d's", info.Node, pre.from))
-	}
-	addr := reachable(info.Addr, c.RemoteAddr())
-	p := t.ensure(info.Node, addr)
-	if p == nil {
-		return status.Error(codes.Unavailable, ErrClosed.Error())
-	}
-	p.learnAddr(addr)
-	in := &inStream{info: info, conn: c, done: make(chan struct{})}
-	p.enter(pre.class, in)
-	defer p.leave(pre.class, in)
-	// Before the answer: the peer may call as soon as it has that.
-	if !c.greeted(info) {
-		return status.Error(codes.DeadlineExceeded, "hello came too late")
-	}
-	reply := preamble{version: protocolVersion, class: pre.class, from: t.opt.Node, to: info.Node, hello: t.opt.Handler.Hello()}
-	if err := stream.SendMsg(reply.encode()); err != nil {
+	if err := stream.SendMsg(mem.BufferSlice{mem.SliceBuffer(a.reply)}); err != nil {
 		return err
 	}
-	p.setLive(pre.class, in)
-	return t.receive(stream, p, info, pre.class)
+	a.p.setLive(a.class, a.in)
+	return t.receive(stream, a.p, a.in.info, a.class)
 }
 
 // reachable returns where a peer that says addr of itself can be dialed. One that

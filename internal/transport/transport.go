@@ -142,6 +142,9 @@ type Options struct {
 	// MaxQueueBytes bounds the Append frames queued for one peer; Control
 	// frames have an eighth of it. 0 means 64 MiB.
 	MaxQueueBytes int
+
+	// grpcOnly is a release before 0.4.0, for tests: it takes no plain streams.
+	grpcOnly bool
 }
 
 // Transport connects this node with its peers.

@@ -28,6 +28,7 @@ type loop struct {
 }
 
 type produced struct {
+	Seconds        float64 `json:"seconds"`
 	BytesPerSecond float64 `json:"bytes_per_second"`
 	P50Millis      float64 `json:"p50_ms"`
 	P99Millis      float64 `json:"p99_ms"`
@@ -164,7 +165,7 @@ func (b *bench) limit(ctx context.Context) (bytesPerSecond, fsyncMillis float64,
 }
 
 func (b *bench) measure(ctx context.Context, rounds int, profile string, port int) error {
-	var limit, fsync, rate, p99, single, share, latency []float64
+	var limit, fsync, rate, p99, single, share, latency, costs, memory []float64
 	for i := range rounds {
 		l, f, err := b.limit(ctx)
 		if err != nil {
@@ -173,10 +174,20 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 		if profile != "" && i == rounds-1 {
 			go b.profiles(ctx, profile, port)
 		}
+		before, _, err := b.use(ctx, port)
+		if err != nil {
+			return err
+		}
 		t, err := b.produce(ctx, "bench")
 		if err != nil {
 			return err
 		}
+		after, resident, err := b.use(ctx, port)
+		if err != nil {
+			return err
+		}
+		cost := (after - before) / (t.BytesPerSecond * t.Seconds / 1e9)
+		costs, memory = append(costs, cost), append(memory, resident/1e6)
 		s, err := b.produce(ctx, "single", "--single")
 		if err != nil {
 			return err
@@ -191,10 +202,36 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 	fmt.Printf("| bare loop: fdatasync p50 | %.2f ms |\n", median(fsync))
 	fmt.Printf("| produce, 1 KiB, 12 partitions, RF 3, acks=all | %.1f MB/s |\n", median(rate))
 	fmt.Printf("| produce: p99 at full load | %.1f ms |\n", median(p99))
+	fmt.Printf("| produce: processor time of all nodes | %.1f s/GB |\n", median(costs))
+	fmt.Printf("| produce: resident memory of a node afterwards | %.0f MB |\n", median(memory))
 	fmt.Printf("| **produce as a share of the bare loop** | **%.0f %%** |\n", median(share))
 	fmt.Printf("| one outstanding record: p50 | %.2f ms |\n", median(single))
 	fmt.Printf("| **one outstanding record / fdatasync p50** | **%.1f x** |\n", median(latency))
 	return b.judge(median(share), median(latency))
+}
+
+// use asks the nodes for the processor time they have used together, in seconds, and for the
+// memory of the largest, in bytes.
+func (b *bench) use(ctx context.Context, port int) (cpu, resident float64, err error) {
+	for i := range 3 {
+		text, err := get(ctx, fmt.Sprintf("http://127.0.0.1:%d/metrics", port+200+i))
+		if err != nil {
+			return 0, 0, err
+		}
+		for line := range strings.Lines(string(text)) {
+			var v float64
+			if n, _ := fmt.Sscanf(line, "process_cpu_seconds_total %g", &v); n == 1 {
+				cpu += v
+			}
+			if n, _ := fmt.Sscanf(line, "process_resident_memory_bytes %g", &v); n == 1 {
+				resident = max(resident, v)
+			}
+		}
+	}
+	if cpu == 0 || resident == 0 {
+		return 0, 0, errors.New("the nodes' metrics do not have what they use")
+	}
+	return cpu, resident, nil
 }
 
 // judge is the guard against regressions: what it compares is of one run, so that it holds on any machine.
@@ -229,20 +266,24 @@ func (b *bench) profiles(ctx context.Context, dir string, port int) {
 }
 
 func fetch(ctx context.Context, url, file string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	data, err := io.ReadAll(resp.Body)
+	data, err := get(ctx, url)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(file, data, 0o644)
+}
+
+func get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return io.ReadAll(resp.Body)
 }
 
 func median(v []float64) float64 {

@@ -28,6 +28,8 @@ type loopResult struct {
 	FsyncP50Micros float64 `json:"fdatasync_p50_us"`
 	FsyncP99Micros float64 `json:"fdatasync_p99_us"`
 	Rounds         int     `json:"rounds"`
+	// CPU is the processor time of both writes, in seconds a GB.
+	CPU float64 `json:"cpu_seconds_per_gb"`
 }
 
 // limitResult is what one process got of the machine while the others did the same. The
@@ -41,6 +43,10 @@ type limitResult struct {
 	LoopbackTCP float64 `json:"loopback_tcp_bytes_per_second,omitempty"`
 	CRC32C      float64 `json:"crc32c_bytes_per_second,omitempty"`
 	MemoryCopy  float64 `json:"memory_copy_bytes_per_second,omitempty"`
+	// The processor time of the same, in seconds a GB: what others do at the time does not change it.
+	LoopbackTCPCPU float64 `json:"loopback_tcp_cpu_seconds_per_gb,omitempty"`
+	CRC32CCPU      float64 `json:"crc32c_cpu_seconds_per_gb,omitempty"`
+	MemoryCopyCPU  float64 `json:"memory_copy_cpu_seconds_per_gb,omitempty"`
 }
 
 // limitParts are what bench limit measures, in this order.
@@ -77,7 +83,7 @@ func newBenchLimit() *cobra.Command {
   crc      CRC-32C of memory that is larger than the caches
   copy     copies of such memory
 
-Bytes are random, so that nothing compresses. With --json an array with one element for each process; the loop's figures are its outer fields.`,
+Bytes are random, so that nothing compresses. Seconds a GB are of processor time. With --json an array with one element for each process; the loop's figures are its outer fields.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			rs, err := f.run(c.Context())
 			if err != nil {
@@ -186,7 +192,7 @@ func (f *benchLimit) print(w io.Writer, rs []limitResult) error {
 	loop := func(what string, of func(*limitResult) *loopResult) {
 		line(what, func(r *limitResult) string {
 			if l := of(r); l != nil && l.Rounds > 0 {
-				return fmt.Sprintf("%.1f MB/s", l.BytesPerSecond/1e6)
+				return fmt.Sprintf("%.1f MB/s, %.2f s/GB", l.BytesPerSecond/1e6, l.CPU)
 			}
 			return ""
 		})
@@ -197,10 +203,10 @@ func (f *benchLimit) print(w io.Writer, rs []limitResult) error {
 			return ""
 		})
 	}
-	rate := func(what string, of func(*limitResult) float64) {
+	rate := func(what string, of func(*limitResult) (perSecond, cpu float64)) {
 		line(what, func(r *limitResult) string {
-			if v := of(r); v > 0 {
-				return fmt.Sprintf("%.0f MB/s", v/1e6)
+			if v, cpu := of(r); v > 0 {
+				return fmt.Sprintf("%.0f MB/s, %.2f s/GB", v/1e6, cpu)
 			}
 			return ""
 		})
@@ -211,9 +217,9 @@ func (f *benchLimit) print(w io.Writer, rs []limitResult) error {
 	}
 	loop(first, func(r *limitResult) *loopResult { return &r.loopResult })
 	loop(limitParts[1].what, func(r *limitResult) *loopResult { return r.Single })
-	rate(limitParts[2].what, func(r *limitResult) float64 { return r.LoopbackTCP })
-	rate(limitParts[3].what, func(r *limitResult) float64 { return r.CRC32C })
-	rate(limitParts[4].what, func(r *limitResult) float64 { return r.MemoryCopy })
+	rate(limitParts[2].what, func(r *limitResult) (float64, float64) { return r.LoopbackTCP, r.LoopbackTCPCPU })
+	rate(limitParts[3].what, func(r *limitResult) (float64, float64) { return r.CRC32C, r.CRC32CCPU })
+	rate(limitParts[4].what, func(r *limitResult) (float64, float64) { return r.MemoryCopy, r.MemoryCopyCPU })
 	return table(w, header, rows)
 }
 
@@ -227,7 +233,9 @@ func newBenchLoop() *cobra.Command {
 			d := time.Duration(millis) * time.Millisecond
 			var err error
 			var found any
-			rate := func(field string, v float64) any { return map[string]float64{field: v} }
+			rate := func(what string, m measured) any {
+				return map[string]float64{what + "_bytes_per_second": m.perSecond, what + "_cpu_seconds_per_gb": m.cpu}
+			}
 			switch part {
 			case "loop":
 				found, err = bareLoop(dir, size, d, false)
@@ -236,13 +244,13 @@ func newBenchLoop() *cobra.Command {
 				r, err = bareLoop(dir, size, d, true)
 				found = map[string]loopResult{"single_write": r}
 			case "tcp":
-				var v float64
-				v, err = loopbackTCP(c.Context(), size, min(d, shortPart))
-				found = rate("loopback_tcp_bytes_per_second", v)
+				var m measured
+				m, err = loopbackTCP(c.Context(), size, min(d, shortPart))
+				found = rate("loopback_tcp", m)
 			case "crc":
-				found = rate("crc32c_bytes_per_second", ofMemory(size, min(d, shortPart), func(_, b []byte) { crc32.Checksum(b, castagnoli) }))
+				found = rate("crc32c", ofMemory(size, min(d, shortPart), func(_, b []byte) { crc32.Checksum(b, castagnoli) }))
 			case "copy":
-				found = rate("memory_copy_bytes_per_second", ofMemory(size, min(d, shortPart), func(dst, b []byte) { copy(dst, b) }))
+				found = rate("memory_copy", ofMemory(size, min(d, shortPart), func(dst, b []byte) { copy(dst, b) }))
 			default:
 				err = usagef("unknown part %q", part)
 			}
@@ -257,6 +265,30 @@ func newBenchLoop() *cobra.Command {
 	c.Flags().IntVar(&millis, "milliseconds", 5000, "")
 	c.Flags().IntVar(&size, "bytes", 256<<10, "")
 	return c
+}
+
+// measured is how many bytes a second went through, and their processor time in seconds a GB.
+type measured struct{ perSecond, cpu float64 }
+
+// clock measures from its start on.
+type clock struct {
+	began time.Time
+	spent time.Duration
+}
+
+func startClock() clock { return clock{time.Now(), processorTime()} }
+
+func (c clock) read(bytes int64) measured {
+	return measured{float64(bytes) / time.Since(c.began).Seconds(), (processorTime() - c.spent).Seconds() / (float64(bytes) / 1e9)}
+}
+
+// processorTime is what this process has used.
+func processorTime() time.Duration {
+	var ru unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &ru) != nil {
+		return 0 // never fails
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
 func bareLoop(dir string, size int, d time.Duration, single bool) (loopResult, error) {
@@ -275,9 +307,9 @@ func bareLoop(dir string, size int, d time.Duration, single bool) (loopResult, e
 	buf := make([]byte, size)
 	_, _ = rand.Read(buf)
 	var took []time.Duration
-	began := time.Now()
+	c := startClock()
 	var at, total int64
-	for time.Since(began) < d {
+	for time.Since(c.began) < d {
 		if at+int64(size) > ring {
 			at = 0
 		}
@@ -298,7 +330,8 @@ func bareLoop(dir string, size int, d time.Duration, single bool) (loopResult, e
 		total += int64(size)
 	}
 	slices.Sort(took)
-	r.BytesPerSecond = float64(total) / time.Since(began).Seconds()
+	m := c.read(total)
+	r.BytesPerSecond, r.CPU = m.perSecond, m.cpu
 	r.Rounds = len(took)
 	r.FsyncP50Micros = float64(took[len(took)/2].Nanoseconds()) / 1e3
 	r.FsyncP99Micros = float64(took[len(took)*99/100].Nanoseconds()) / 1e3
@@ -307,42 +340,41 @@ func bareLoop(dir string, size int, d time.Duration, single bool) (loopResult, e
 
 // loopbackTCP is how many bytes a second one connection carries when they are written and
 // read size at a time.
-func loopbackTCP(ctx context.Context, size int, d time.Duration) (float64, error) {
+func loopbackTCP(ctx context.Context, size int, d time.Duration) (measured, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, err
+		return measured{}, err
 	}
 	defer func() { _ = l.Close() }()
 	out, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
 	if err != nil {
-		return 0, err
+		return measured{}, err
 	}
 	in, err := l.Accept()
 	if err != nil {
-		return 0, errors.Join(err, out.Close())
+		return measured{}, errors.Join(err, out.Close())
 	}
 	sent := make(chan error, 1)
-	began := time.Now()
+	from, to := make([]byte, size), make([]byte, size)
+	_, _ = rand.Read(from)
+	c := startClock()
 	go func() {
-		buf := make([]byte, size)
-		_, _ = rand.Read(buf)
 		var err error
-		for err == nil && time.Since(began) < d {
-			_, err = out.Write(buf)
+		for err == nil && time.Since(c.began) < d {
+			_, err = out.Write(from)
 		}
 		sent <- errors.Join(err, out.Close())
 	}()
 	var total int64
-	buf := make([]byte, size)
 	for {
-		n, err := in.Read(buf)
+		n, err := in.Read(to)
 		total += int64(n)
 		if err != nil {
-			took := time.Since(began).Seconds()
+			m := c.read(total)
 			if errors.Is(err, io.EOF) {
 				err = nil
 			}
-			return float64(total) / took, errors.Join(err, in.Close(), <-sent)
+			return m, errors.Join(err, in.Close(), <-sent)
 		}
 	}
 }
@@ -351,19 +383,19 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ofMemory is how many bytes a second do is through with, size at a time, of memory that is
 // larger than the caches.
-func ofMemory(size int, d time.Duration, do func(dst, b []byte)) float64 {
+func ofMemory(size int, d time.Duration, do func(dst, b []byte)) measured {
 	pool := make([]byte, max(64<<20, size))
 	_, _ = rand.Read(pool)
 	dst := make([]byte, len(pool))
 	copy(dst, pool) // its pages are there before the clock starts
-	began := time.Now()
+	c := startClock()
 	var total int64
-	for at := 0; time.Since(began) < d; at += size {
+	for at := 0; time.Since(c.began) < d; at += size {
 		if at+size > len(pool) {
 			at = 0
 		}
 		do(dst[at:at+size], pool[at:at+size])
 		total += int64(size)
 	}
-	return float64(total) / time.Since(began).Seconds()
+	return c.read(total)
 }

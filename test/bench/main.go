@@ -1,7 +1,7 @@
 // Command bench measures a cluster of three nodes against what the machine's disk
 // allows, in interleaved rounds of one run, and prints a table of medians and ratios.
 //
-//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR] [-least PERCENT] [-most TIMES] [-exe FILE]
+//	go run ./test/bench [-rounds 5] [-seconds 5] [-profile DIR] [-exe FILE] [-least PERCENT] [-most TIMES] [-dearest TIMES]
 package main
 
 import (
@@ -25,7 +25,17 @@ import (
 type loop struct {
 	BytesPerSecond float64 `json:"bytes_per_second"`
 	FsyncP50Micros float64 `json:"fdatasync_p50_us"`
+	// Processor time, in seconds a GB.
+	Loop float64 `json:"cpu_seconds_per_gb"`
+	TCP  float64 `json:"loopback_tcp_cpu_seconds_per_gb"`
+	CRC  float64 `json:"crc32c_cpu_seconds_per_gb"`
+	Copy float64 `json:"memory_copy_cpu_seconds_per_gb"`
 }
+
+// bare is the processor time that a produced GB costs three nodes at the very least, in seconds: each
+// writes it twice, has a checksum of it and copies it once; it goes from the leader to two
+// others, and half of a connection is the leader's to the client.
+func (l loop) bare() float64 { return 3*(l.Loop+l.CRC+l.Copy) + 2.5*l.TCP }
 
 type produced struct {
 	Seconds        float64 `json:"seconds"`
@@ -41,6 +51,8 @@ type bench struct {
 	// least is the smallest acceptable share of the bare loop in percent, most the longest acceptable wait for
 	// a single record in fdatasyncs; 0: whatever.
 	least, most float64
+	// dearest is the highest acceptable processor time in that of the bare work; 0: whatever.
+	dearest float64
 }
 
 // errSlow ends the command with exit code 1.
@@ -54,6 +66,7 @@ func main() {
 	b := &bench{}
 	flag.Float64Var(&b.least, "least", 0, "exit 1 if the median share of the bare loop is below this many percent")
 	flag.Float64Var(&b.most, "most", 0, "exit 1 if a single record takes longer than this many fdatasyncs in the median")
+	flag.Float64Var(&b.dearest, "dearest", 0, "exit 1 if the nodes use more than this many times the bare work's processor time in the median")
 	flag.StringVar(&b.exe, "exe", "", "measure this binary in place of the sources'; in turn with another it tells the two apart")
 	flag.Parse()
 	b.seconds = *seconds
@@ -147,27 +160,28 @@ func (b *bench) produce(ctx context.Context, args ...string) (produced, error) {
 	return p, err
 }
 
-func (b *bench) limit(ctx context.Context) (bytesPerSecond, fsyncMillis float64, err error) {
-	out, err := b.chronik(ctx, "bench", "limit", "--parts", "loop", "--json", "--dir", b.dir, "--seconds", fmt.Sprint(b.seconds))
+func (b *bench) limit(ctx context.Context) (bytesPerSecond, fsyncMillis, bare float64, err error) {
+	out, err := b.chronik(ctx, "bench", "limit", "--parts", "loop,tcp,crc,copy", "--json", "--dir", b.dir, "--seconds", fmt.Sprint(b.seconds))
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	var ls []loop
 	if err := json.Unmarshal(out, &ls); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
-	var rates, fsyncs []float64
+	var rates, fsyncs, bares []float64
 	for _, l := range ls {
 		rates = append(rates, l.BytesPerSecond)
 		fsyncs = append(fsyncs, l.FsyncP50Micros/1000)
+		bares = append(bares, l.bare())
 	}
-	return median(rates), median(fsyncs), nil
+	return median(rates), median(fsyncs), median(bares), nil
 }
 
 func (b *bench) measure(ctx context.Context, rounds int, profile string, port int) error {
-	var limit, fsync, rate, p99, single, share, latency, costs, memory []float64
+	var limit, fsync, rate, p99, single, share, latency, costs, memory, bares, dear []float64
 	for i := range rounds {
-		l, f, err := b.limit(ctx)
+		l, f, bare, err := b.limit(ctx)
 		if err != nil {
 			return err
 		}
@@ -188,14 +202,15 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 		}
 		cost := (after - before) / (t.BytesPerSecond * t.Seconds / 1e9)
 		costs, memory = append(costs, cost), append(memory, resident/1e6)
+		bares, dear = append(bares, bare), append(dear, cost/bare)
 		s, err := b.produce(ctx, "single", "--single")
 		if err != nil {
 			return err
 		}
 		limit, fsync, rate, p99 = append(limit, l/1e6), append(fsync, f), append(rate, t.BytesPerSecond/1e6), append(p99, t.P99Millis)
 		single, share, latency = append(single, s.P50Millis), append(share, 100*t.BytesPerSecond/l), append(latency, s.P50Millis/f)
-		fmt.Fprintf(os.Stderr, "round %d: bare loop %.1f MB/s a process, fdatasync p50 %.2f ms; chronik %.1f MB/s (%.0f %%); single record p50 %.2f ms (%.1f x)\n",
-			i+1, l/1e6, f, t.BytesPerSecond/1e6, 100*t.BytesPerSecond/l, s.P50Millis, s.P50Millis/f)
+		fmt.Fprintf(os.Stderr, "round %d: bare loop %.1f MB/s a process, fdatasync p50 %.2f ms; chronik %.1f MB/s (%.0f %%); single record p50 %.2f ms (%.1f x); processor time %.1f s/GB (%.2f x of %.1f)\n",
+			i+1, l/1e6, f, t.BytesPerSecond/1e6, 100*t.BytesPerSecond/l, s.P50Millis, s.P50Millis/f, cost, cost/bare, bare)
 	}
 	fmt.Printf("| what (median of %d interleaved rounds of %d s) | value |\n|---|---|\n", rounds, b.seconds)
 	fmt.Printf("| bare loop, a process of three: bytes written and fdatasynced | %.1f MB/s |\n", median(limit))
@@ -203,11 +218,13 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 	fmt.Printf("| produce, 1 KiB, 12 partitions, RF 3, acks=all | %.1f MB/s |\n", median(rate))
 	fmt.Printf("| produce: p99 at full load | %.1f ms |\n", median(p99))
 	fmt.Printf("| produce: processor time of all nodes | %.1f s/GB |\n", median(costs))
+	fmt.Printf("| the bare work of three nodes: processor time | %.1f s/GB |\n", median(bares))
+	fmt.Printf("| **processor time / that of the bare work** | **%.2f x** |\n", median(dear))
 	fmt.Printf("| produce: resident memory of a node afterwards | %.0f MB |\n", median(memory))
 	fmt.Printf("| **produce as a share of the bare loop** | **%.0f %%** |\n", median(share))
 	fmt.Printf("| one outstanding record: p50 | %.2f ms |\n", median(single))
 	fmt.Printf("| **one outstanding record / fdatasync p50** | **%.1f x** |\n", median(latency))
-	return b.judge(median(share), median(latency))
+	return b.judge(median(share), median(latency), median(dear))
 }
 
 // use asks the nodes for the processor time they have used together, in seconds, and for the
@@ -235,12 +252,15 @@ func (b *bench) use(ctx context.Context, port int) (cpu, resident float64, err e
 }
 
 // judge is the guard against regressions: what it compares is of one run, so that it holds on any machine.
-func (b *bench) judge(share, latency float64) error {
+func (b *bench) judge(share, latency, dear float64) error {
 	if share < b.least {
 		return fmt.Errorf("%w: %.0f %% of the bare loop, at least %.0f %% are expected", errSlow, share, b.least)
 	}
 	if b.most > 0 && latency > b.most {
 		return fmt.Errorf("%w: a single record takes %.1f fdatasyncs, at most %.1f are expected", errSlow, latency, b.most)
+	}
+	if b.dearest > 0 && dear > b.dearest {
+		return fmt.Errorf("%w: the nodes use %.2f times the processor time of the bare work, at most %.2f times are expected", errSlow, dear, b.dearest)
 	}
 	return nil
 }

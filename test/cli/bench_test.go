@@ -15,6 +15,7 @@ func benchLimit(t *testing.T, c *harness.Cluster) {
 		P50            float64 `json:"fdatasync_p50_us"`
 		P99            float64 `json:"fdatasync_p99_us"`
 		Rounds         int     `json:"rounds"`
+		CPU            float64 `json:"cpu_seconds_per_gb"`
 	}
 	type process struct {
 		loop
@@ -22,6 +23,10 @@ func benchLimit(t *testing.T, c *harness.Cluster) {
 		TCP    float64 `json:"loopback_tcp_bytes_per_second"`
 		CRC    float64 `json:"crc32c_bytes_per_second"`
 		Copy   float64 `json:"memory_copy_bytes_per_second"`
+
+		TCPCPU  float64 `json:"loopback_tcp_cpu_seconds_per_gb"`
+		CRCCPU  float64 `json:"crc32c_cpu_seconds_per_gb"`
+		CopyCPU float64 `json:"memory_copy_cpu_seconds_per_gb"`
 	}
 	limit := func(args ...string) []process {
 		t.Helper()
@@ -33,10 +38,10 @@ func benchLimit(t *testing.T, c *harness.Cluster) {
 		return ps
 	}
 	ran := func(l *loop) bool {
-		return l != nil && l.BytesPerSecond > 0 && l.P50 > 0 && l.P99 >= l.P50 && l.Rounds > 0
+		return l != nil && l.BytesPerSecond > 0 && l.P50 > 0 && l.P99 >= l.P50 && l.Rounds > 0 && l.CPU > 0
 	}
 	for _, p := range limit() {
-		if !ran(&p.loop) || !ran(p.Single) || p.TCP < 1e6 || p.CRC < 1e6 || p.Copy < 1e6 {
+		if !ran(&p.loop) || !ran(p.Single) || p.TCP < 1e6 || p.CRC < 1e6 || p.Copy < 1e6 || p.TCPCPU <= 0 || p.CRCCPU <= 0 || p.CopyCPU <= 0 {
 			t.Errorf("%+v", p)
 		}
 	}

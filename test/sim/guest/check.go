@@ -406,9 +406,12 @@ func (c *checker) rest() {
 	})
 }
 
+// pinsEnd is how long a pin outlives a receiver that died without a word: snapshot's PinExpiry, and a little.
+const pinsEnd = 2*time.Minute + 10*time.Second
+
 // remains waits until what is under way is over, and looks for what must be gone then.
 func (c *checker) remains() {
-	c.w.await("pins and staging return to nothing", convergence, func() error {
+	c.w.await("pins and staging return to nothing", pinsEnd, func() error {
 		for _, n := range c.w.nodes {
 			if t := n.source().Transfers(); len(t) > 0 {
 				return fmt.Errorf("node %d: %+v", n.id, t)

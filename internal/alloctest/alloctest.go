@@ -25,7 +25,7 @@ const (
 // Under the race detector it holds nobody to anything.
 func Bound(tb testing.TB, size int) func() {
 	tb.Helper()
-	if size > MaxInput || racing {
+	if size > MaxInput || Racing {
 		return func() {}
 	}
 	before := allocated()
@@ -47,7 +47,7 @@ func allocated() uint64 {
 // Worst gives each of decoders each input, by itself under Bound.
 func Worst(t *testing.T, inputs map[string][]byte, decoders ...func(b []byte)) {
 	t.Helper()
-	if racing {
+	if Racing {
 		t.Skip("what is allocated under the race detector says nothing; the plain run counts it")
 	}
 	for name, b := range inputs {

@@ -16,7 +16,7 @@ func (f *failures) Errorf(string, ...any) { f.n++ }
 var sink []byte
 
 func TestBound(t *testing.T) {
-	if racing {
+	if Racing {
 		t.Skip("Bound bounds nothing under the race detector")
 	}
 	grow := func(n, size int) func() {

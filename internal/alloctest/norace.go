@@ -2,4 +2,5 @@
 
 package alloctest
 
-const racing = false
+// Racing says that the race detector is on.
+const Racing = false

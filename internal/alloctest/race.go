@@ -2,5 +2,6 @@
 
 package alloctest
 
-// racing: the race detector makes sync.Pool drop what it is given, now and then, so that what is allocated says nothing.
-const racing = true
+// Racing says that the race detector is on. It makes sync.Pool drop what it is given, now and then, so that
+// what is allocated says nothing, and everything slow.
+const Racing = true

@@ -8,9 +8,19 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"chronik/internal/alloctest"
 	"chronik/internal/bucket"
 	"chronik/internal/vfs"
 )
+
+// remains are the ways in which the cuts of a run follow one another. Under the race
+// detector, which finds nothing in their repetition, one is enough.
+func remains() []int {
+	if alloctest.Racing {
+		return []int{1}
+	}
+	return []int{0, 1, 2, 3}
+}
 
 // cut is a disk after the power went just before a change of it: after the change before.
 type cut struct {
@@ -44,13 +54,15 @@ func TestRecoverPowerCuts(t *testing.T) {
 	first, records := survivor(t, false)
 	old := identityOf(t, first)
 	kinds := map[string]int{}
-	for i := range 8 { // each change with each of the remains
-		disk := first.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))})
-		fsys, cuts := cutting(disk, i%4, i < 4)
-		must(Recover(t.Context(), Options{FS: fsys, Dir: testDir}))
-		for _, c := range *cuts {
-			t.Logf("cut before change %d, %v of %s", c.n, c.op.Kind, c.op.Path) // of the last one, if it fails
-			kinds[crashed(t, c.disk, old, records)]++
+	for _, links := range []bool{true, false} {
+		for _, from := range remains() {
+			disk := first.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))})
+			fsys, cuts := cutting(disk, from, links)
+			must(Recover(t.Context(), Options{FS: fsys, Dir: testDir}))
+			for _, c := range *cuts {
+				t.Logf("cut before change %d, %v of %s", c.n, c.op.Kind, c.op.Path) // of the last one, if it fails
+				kinds[crashed(t, c.disk, old, records)]++
+			}
 		}
 	}
 	if kinds["old"] < 20 || kinds["under way"] < 6 {
@@ -64,7 +76,7 @@ func TestRestorePowerCuts(t *testing.T) {
 	b := bucket.NewMem()
 	upload(t, old, b, everything)
 	changes, resumed := 0, 0
-	for from := range 4 {
+	for _, from := range remains() {
 		fsys, cuts := cutting(vfs.NewCrashableMem(), from, true)
 		must(restore(t, fsys, b, false))
 		for _, c := range *cuts {
@@ -82,7 +94,7 @@ func TestRestorePowerCuts(t *testing.T) {
 			holds(t, now, identityOf(t, now).Cluster, records)
 		}
 	}
-	if changes < 200 || resumed < 4 {
+	if changes < 50 || resumed == 0 {
 		t.Fatalf("%d cuts, %d of them resumed", changes, resumed)
 	}
 }

@@ -102,10 +102,11 @@ func (s *Server) shed(now time.Time) {
 	if len(stalled) == 0 {
 		return
 	}
-	for _, c := range stalled {
-		c.close()
-	}
+	// Before they can see it: who finds a closed connection finds the reason.
 	s.stalledConnsGone.Add(uint64(len(stalled)))
 	s.log.Warn("closed connections that take no response", "reason", "no room for other responses", "connections", len(stalled),
 		"peer", stalled[0].remote, "limit", s.opt.Responses.limit)
+	for _, c := range stalled {
+		c.close()
+	}
 }

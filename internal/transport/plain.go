@@ -164,7 +164,10 @@ func (t *Transport) servePlainStream(c *conn) {
 		err = refusal("a plain stream carries entries only")
 	}
 	if err != nil {
-		_ = answerPlain(c, plainRefused, []byte(trim(err.Error()))) // it may be gone
+		// Only a refusal is an answer: a node that is closing does not refuse anybody.
+		if no := refusal(""); errors.As(err, &no) {
+			_ = answerPlain(c, plainRefused, []byte(trim(string(no)))) // it may be gone
+		}
 		return
 	}
 	defer a.leave()

@@ -240,6 +240,26 @@ func TestPlainRefusals(t *testing.T) {
 	}
 }
 
+// A node that is closing refuses nobody: to the dialer it is gone.
+func TestPlainClosingIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	b := newHost(2)
+	b.accept = func(PeerInfo) error {
+		b.t.mu.Lock() // as Close does first
+		defer b.t.mu.Unlock()
+		b.t.closed = true
+		return nil
+	}
+	b.start(t, nil, nil)
+	_, answer := dialAsNode(t, b, helloOf(1, Append))
+	b.t.mu.Lock()
+	b.t.closed = false
+	b.t.mu.Unlock()
+	if len(answer) != 0 {
+		t.Errorf("answered %q", answer)
+	}
+}
+
 // A dialer reads the refusal and tells it on.
 func TestPlainRefusalIsTold(t *testing.T) {
 	t.Parallel()

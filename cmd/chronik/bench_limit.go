@@ -43,7 +43,7 @@ type limitResult struct {
 	LoopbackTCP float64 `json:"loopback_tcp_bytes_per_second,omitempty"`
 	CRC32C      float64 `json:"crc32c_bytes_per_second,omitempty"`
 	MemoryCopy  float64 `json:"memory_copy_bytes_per_second,omitempty"`
-	// The processor time of the same, in seconds a GB: what others do at the time does not change it.
+	// The processor time of the same, in seconds a GB: what others do at the time changes it little.
 	LoopbackTCPCPU float64 `json:"loopback_tcp_cpu_seconds_per_gb,omitempty"`
 	CRC32CCPU      float64 `json:"crc32c_cpu_seconds_per_gb,omitempty"`
 	MemoryCopyCPU  float64 `json:"memory_copy_cpu_seconds_per_gb,omitempty"`

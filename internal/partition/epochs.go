@@ -53,7 +53,7 @@ func (t epochTable) at(offset int64) int32 {
 }
 
 // sound tells whether a stored batch says the epoch that wrote it: of all its bytes
-// no checksum and no order covers these. It must be one that the table knows of.
+// no checksum and no order covers these. What the table does not know of passes.
 func (t epochTable) sound(b record.Batch) error {
 	want := t.at(b.LastOffset()) // the first one may lie before the log's start
 	if got := b.PartitionLeaderEpoch(); want >= 0 && got != want {

@@ -44,10 +44,15 @@ func (l *Log) verifySegment(s *segment, each func(record.Batch) error) error {
 		if err != nil {
 			return err
 		}
-		if h, err := record.Header(b); err == nil && each != nil {
-			if err := each(h); err != nil {
-				return corrupt(s.path, sc.start, err)
-			}
+		if each == nil {
+			continue
+		}
+		h, err := record.Header(b)
+		if err == nil {
+			err = each(h)
+		}
+		if err != nil {
+			return corrupt(s.path, sc.start, err)
 		}
 	}
 	if sc.want != p.next {

@@ -161,7 +161,9 @@ func (f *fault) injectMore(n *node) {
 		f.restore(n)
 	case "flip":
 		f.lose(n, func() { n.setSpoiled(strings.HasPrefix(flip(f, n.disk.files()), logDir)) })
-		n.setSpoiled(false) // whole: what it did not refuse at once it does not refuse later
+		if f.w.whole() == nil { // what it did not refuse at once it does not refuse later
+			n.setSpoiled(false)
+		}
 	}
 }
 

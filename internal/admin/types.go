@@ -124,7 +124,7 @@ type Replica struct {
 	LogStartOffset        int64     `json:"log_start_offset"`
 	HighWatermark         int64     `json:"high_watermark"`
 	State                 string    `json:"state"`
-	Reason                string    `json:"reason,omitempty"` // why it is quarantined
+	Reason                string    `json:"reason,omitempty"` // why it is halted or quarantined, or what is damaged
 	Resting               bool      `json:"resting"`          // the group is idle and sends no heartbeats
 	SnapshotsCreated      uint64    `json:"snapshots_created"`
 	SnapshotsInstalled    uint64    `json:"snapshots_installed"`

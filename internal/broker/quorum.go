@@ -66,7 +66,7 @@ func (s *session) shortfallsOf(others bool) []admin.Shortfall {
 	here := map[ident.GroupID]bool{}
 	for _, r := range s.host.Replicas() {
 		st := r.Status()
-		if st.State == raftgroup.StateQuarantined || here[st.Group] {
+		if st.State.Ended() || here[st.Group] {
 			continue
 		}
 		voters := slices.DeleteFunc(slices.Clone(st.Members), func(m raftgroup.Member) bool { return m.Learner })

@@ -54,8 +54,8 @@ func (s *session) metadataWait() string {
 	why := "it has no replica here yet"
 	if r := s.host.Replica(ident.MetaGroup); r != nil {
 		switch st := r.Status(); {
-		case st.State == raftgroup.StateQuarantined:
-			why = "its replica here is quarantined: " + st.Reason
+		case st.State.Ended():
+			why = fmt.Sprintf("its replica here is %s: %s", st.State, st.Reason)
 		case st.State == raftgroup.StateReceiving:
 			why = "its snapshot is on the way here"
 		case st.LeaderNode == 0:

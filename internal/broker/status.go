@@ -44,7 +44,7 @@ func (v view) Ready() error {
 	for _, r := range s.host.Replicas() {
 		st := r.Status()
 		switch {
-		case st.State == raftgroup.StateQuarantined || st.Role == raftgroup.RoleLearner:
+		case st.State.Ended() || st.Role == raftgroup.RoleLearner:
 		case st.LeaderNode == 0:
 			return fmt.Errorf("%s has no leader", st.Name)
 		case st.LeaderNode != s.node && !s.tr.Connected(st.LeaderNode):
@@ -159,6 +159,8 @@ func replicaRow(st raftgroup.Status) admin.Replica {
 	switch st.State {
 	case raftgroup.StateReceiving:
 		row.State = "receiving-snapshot"
+	case raftgroup.StateHalted:
+		row.State = "halted"
 	case raftgroup.StateQuarantined, raftgroup.StateStopped:
 		row.State = "quarantined"
 	case raftgroup.StateHeld, raftgroup.StateRunning:

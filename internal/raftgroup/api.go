@@ -49,7 +49,7 @@ type StateMachine interface {
 	// Apply applies committed entries in order and returns one Result each.
 	// An error wrapping vfs ENOSPC pauses the group and Apply is called again
 	// with the same entries (so a failed Apply must leave the state as it was
-	// or be idempotent); any other error quarantines the replica.
+	// or be idempotent); any other error halts the replica.
 	Apply(entries []Entry) ([]Result, error)
 	// Capture pins the state at this moment. O(1): no I/O, no encoding.
 	Capture() (Capture, error)
@@ -168,6 +168,7 @@ const (
 	StateHeld        State = iota // opened, not yet released by Host.Start
 	StateRunning                  // takes part
 	StateReceiving                // takes part, and a snapshot is on its way
+	StateHalted                   // stores and votes, has no state any more; wants replacement
 	StateQuarantined              // takes no part for good; wants replacement
 	StateStopped                  // closed
 )
@@ -199,7 +200,7 @@ type Status struct {
 	Kind          byte
 	Role          Role
 	State         State
-	Reason        string // why it is quarantined, or what is damaged
+	Reason        string // why it is halted or quarantined, or what is damaged
 	Leader        ident.ReplicaID
 	LeaderNode    ident.NodeID // 0: unknown
 	Term          ident.Term
@@ -236,7 +237,7 @@ type Events interface {
 	// LeaderChanged: node 0 means unknown. For this node isMe is true, and the
 	// call comes only once the replica may serve (correctness rule 25).
 	LeaderChanged(group ident.GroupID, replica ident.ReplicaID, leader ident.NodeID, term ident.Term, isMe bool)
-	// Quarantined: the replica takes no further part.
+	// Quarantined: the replica's state is closed; nobody is served by it any more. It may go on voting.
 	Quarantined(group ident.GroupID, replica ident.ReplicaID, err error)
 	// ReplacementNeeded: the replica lost durable state or cannot read it.
 	ReplacementNeeded(group ident.GroupID, replica ident.ReplicaID, why string)

@@ -64,6 +64,10 @@ func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
 		if ident.Index(m.GetCommit()) > rs.last && r.lostLog(o, m) {
 			return
 		}
+	case pb.MsgTimeoutNow:
+		if rs.state == StateHalted {
+			return // who hands over gives up after an election timeout, and leads on
+		}
 	case pb.MsgApp:
 		if !isSmall(m.GetEntries()) && r.crowded(false) {
 			r.dropped.Add(1)
@@ -183,7 +187,7 @@ func (r *Replica) scheduleCheckpoint() {
 // transfer hands leadership over.
 func (r *Replica) transfer(to ident.ReplicaID) {
 	rs := &r.rs
-	if rs.state != StateRunning || rs.role != raft.StateLeader {
+	if rs.state != StateRunning && rs.state != StateHalted || rs.role != raft.StateLeader {
 		return
 	}
 	if to == 0 {

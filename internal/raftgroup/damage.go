@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	pb "go.etcd.io/raft/v3/raftpb"
+
 	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 )
@@ -37,6 +39,37 @@ func (r *Replica) Damaged(err error) {
 		}
 		r.standBack()
 	}})
+}
+
+// halt ends the replica's state machine, whose files can no longer be written,
+// synced or read, and not its log: the replica goes on storing entries, acknowledging
+// them and voting, because the group may lack a majority for its replacement
+// without it. It never stands for election and applies nothing, so the
+// configuration it knows may be an old one: that decides elections of its own only.
+// After a restart it is a replica like others: the log brings back what the files lack.
+// What it stores nobody trims; under the raftlog's pressure it is quarantined (Host.onPressure).
+// A sole voter has nobody to vote for. Runs on the raft worker.
+func (r *Replica) halt(err error) {
+	rs := &r.rs
+	if r.ended() || rs.state == StateHalted {
+		return
+	}
+	if len(rs.mem.voters()) < 2 {
+		r.quarantine(err)
+		return
+	}
+	r.log.Error("halted replica", "err", err)
+	r.harmed.Store(true)
+	r.endState(fmt.Errorf("%w: %w", ErrQuarantined, err))
+	r.announce() // its leadership is over, before the state machine is
+	rs.state, rs.reason, rs.damage, rs.dirty = StateHalted, err, err, true
+	r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
+	r.standBack()
+}
+
+// asksForVote tells what a halted replica does not send: without it no election is won.
+func asksForVote(m *pb.Message) bool {
+	return m.GetType() == pb.MsgPreVote || m.GetType() == pb.MsgVote
 }
 
 // standBack hands leadership to a replica with sound data and has this one

@@ -3,9 +3,14 @@ package raftgroup
 import (
 	"errors"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"chronik/internal/ident"
+	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
 
@@ -35,6 +40,133 @@ func TestDamagedReplicaStandsBack(t *testing.T) {
 			t.Errorf("status: %+v", st)
 		}
 	})
+}
+
+// brittle is a state machine on a disk that may fail its files: writes, or syncs.
+type brittle struct {
+	StateMachine
+	fs   vfs.FS
+	bad  *atomic.Pointer[vfs.FS]
+	sync bool
+}
+
+func (s brittle) fails() bool { bad := s.bad.Load(); return bad != nil && *bad == s.fs }
+
+func (s brittle) Apply(es []Entry) ([]Result, error) {
+	if !s.sync && s.fails() {
+		return nil, syscall.EIO
+	}
+	return s.StateMachine.Apply(es)
+}
+
+func (s brittle) Capture() (Capture, error) {
+	c, err := s.StateMachine.Capture()
+	if err == nil && s.sync && s.fails() {
+		c = unsynced{c}
+	}
+	return c, err
+}
+
+type unsynced struct{ Capture }
+
+func (unsynced) Sync() error { return syscall.EIO }
+
+// TestHaltedReplicaVotes: a replica whose files fail has no state any more, but its
+// log and its vote stand in until another has taken its place; it never leads.
+// (A simulated group of three lost one voter to a wiped disk and another to a failed sync, and
+// had no majority left to replace either.)
+func TestHaltedReplicaVotes(t *testing.T) {
+	for _, what := range []string{"apply", "sync"} {
+		t.Run(what, func(t *testing.T) {
+			var bad atomic.Pointer[vfs.FS]
+			inCluster(t, 4, func(c *cluster) {
+				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+					sm, err := OpenMemory(fs, dir, blob, files)
+					return brittle{sm, fs, &bad, what == "sync"}, err
+				}
+			}, func(c *cluster) {
+				c.create(3)
+				c.fill("k", 0, 10)
+				hurt := c.leader()
+				fs := vfs.FS(hurt.fs)
+				bad.Store(&fs)
+				if what == "sync" {
+					hurt.replica().TakeCheckpoint(nil)
+				}
+				c.fill("k", 10, 20)
+				state := func(want State) func() bool {
+					return func() bool { return hurt.replica().Status().State == want }
+				}
+				c.eventually("it is halted", state(StateHalted))
+				c.eventually("another leads", func() bool { l := c.leads(); return l != nil && l != hurt })
+				hurt.ev.mu.Lock()
+				if len(hurt.ev.quarantined) != 1 || len(hurt.ev.replace) != 1 {
+					t.Errorf("told: %v, %v", hurt.ev.quarantined, hurt.ev.replace)
+				}
+				hurt.ev.mu.Unlock()
+
+				asked := atomic.Int64{} // for votes, by the halted one
+				from := hurt.replica().ID()
+				for _, nd := range c.nodes {
+					nd.setFilter(func(_ transport.PeerInfo, it item) bool {
+						if it.kind == itemMessage && it.from == from && (it.msg.GetType() == pb.MsgPreVote || it.msg.GetType() == pb.MsgVote) {
+							asked.Add(1)
+						}
+						return false
+					})
+				}
+				lead := c.leader()
+				term := lead.replica().Status().Term
+				lead.replica().TransferLeadership(hurt.replica().ID())
+				<-time.After(3 * time.Second)
+				if st := lead.replica().Status(); !st.Serving || st.Term != term {
+					t.Errorf("a transfer to the halted one: %+v", st)
+				}
+				var wiped *node
+				for _, nd := range c.nodes {
+					if nd != hurt && nd != lead && nd.replica() != nil {
+						wiped = nd
+					}
+				}
+				wiped.kill(0)
+				c.fill("k", 20, 30) // a majority only with the halted one
+				c.net.Isolate(lead.id)
+				c.eventually("the leader is no leader any more", func() bool { return c.leads() == nil })
+				<-time.After(10 * time.Second)
+				if l := c.leads(); l != nil {
+					t.Fatalf("node %d leads", l.id)
+				}
+				c.net.HealAll()
+				c.fill("k", 30, 40) // elected by the halted one's vote
+				if n := asked.Load(); n != 0 || lead != c.leader() {
+					t.Fatalf("the halted one asked for %d votes", n)
+				}
+
+				fresh := Member{Replica: 99, Node: 4, Store: storeOf(4, 0)}
+				must(t, c.nodes[4].host.Create([]Spec{specFor(fresh, nil)}))
+				c.nodes[4].host.Start(testGroup)
+				c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 5, ProposeOptions{}, w) })
+				at := func(nd *node) int {
+					return nd.replica().StateMachine().(brittle).StateMachine.(*MemoryStateMachine).Len()
+				}
+				c.eventually("the newcomer has it all", func() bool { return at(c.nodes[4]) == 40 })
+				applied := hurt.replica().Status().AppliedIndex
+
+				// A start makes it whole from its log.
+				id, store := hurt.id, hurt.store
+				disk := hurt.kill(0)
+				bad.Store(nil)
+				hurt = c.boot(id, store, disk)
+				c.eventually("it has it all", func() bool { return at(hurt) == 40 && hurt.replica().Status().AppliedIndex > applied })
+
+				// Nobody trims a halted replica's log. It gives way when the raftlog needs the room.
+				hurt.replica().failApply(syscall.EIO)
+				c.eventually("it is halted", state(StateHalted))
+				hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()})
+				c.eventually("it is quarantined", state(StateQuarantined))
+			})
+		})
+	}
 }
 
 // TestDamagedSoleVoterStays: nobody could take its place.

@@ -422,6 +422,10 @@ func (h *Host) onPressure(ids []ident.ReplicaID) {
 	for _, id := range ids {
 		if r := h.byID(id); r != nil {
 			r.postLocal(localEvent{fn: func(*outbox) {
+				if r.rs.state == StateHalted {
+					r.quarantine(r.rs.reason)
+					return
+				}
 				r.rs.pressedUntil = time.Now().Add(pressureLasts)
 				r.trim()
 			}})

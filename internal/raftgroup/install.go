@@ -50,6 +50,9 @@ type install struct {
 // offered takes a leader's offer of a snapshot.
 func (r *Replica) offered(o *outbox, it *item) {
 	rs := &r.rs
+	if rs.state == StateHalted {
+		return
+	}
 	msg, err := decodeOfferMsg(it.offer)
 	if err != nil {
 		r.log.Warn("bad snapshot offer", "peer", it.src.node, "err", err)
@@ -162,7 +165,7 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 	rc := &rs.recv
 	failed := rc.current
 	rc.busy, rc.current = false, nil
-	if r.ended() {
+	if r.ended() || rs.state == StateHalted {
 		return
 	}
 	if next := rc.next; next != nil && err != nil {
@@ -368,7 +371,7 @@ func (r *Replica) sendStatus(o *outbox, st transferState, index ident.Index) {
 
 func (r *Replica) setState(st State) {
 	rs := &r.rs
-	if rs.state != StateQuarantined && rs.state != StateStopped && rs.state != st {
+	if !r.ended() && rs.state != StateHalted && rs.state != st {
 		rs.state = st
 		rs.dirty = true
 	}

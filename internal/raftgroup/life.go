@@ -28,8 +28,7 @@ func (r *Replica) quarantine(err error) {
 const quarantineMark = "quarantined"
 
 // quarantineForGood is for a replica whose durable state cannot be what the
-// group counts on: it must not vote after a restart either. An apply error is
-// not of that kind, the log is whole then. The mark is written in the
+// group counts on: it must not vote after a restart either. The mark is written in the
 // background; a crash before it is durable only means that the same is found again.
 func (r *Replica) quarantineForGood(err error) {
 	if r.ended() {
@@ -67,17 +66,22 @@ func (r *Replica) close(st State, reason, err error) {
 	r.mu.Lock()
 	r.closed = err
 	r.mu.Unlock()
-	r.dying.Store(true)
-	r.serving.Store(false)
 	rs.quiet.on = false
 	r.h.ticking.remove(r)
 	r.reignEnded()
-	r.waiters.fail(0, err)
-	rs.reads.fail(err)
-	r.dropTransfers()
+	r.endState(err)
 	rs.lead, rs.role = raft.None, raft.StateFollower
 	r.announce()
 	r.refresh()
+}
+
+// endState closes the state machine and ends what waits for it.
+func (r *Replica) endState(err error) {
+	r.dying.Store(true)
+	r.serving.Store(false)
+	r.waiters.fail(0, err)
+	r.rs.reads.fail(err)
+	r.dropTransfers()
 	r.as.resume(r)
 	r.as.post(r, applyItem{fn: r.closeStateMachine})
 }
@@ -136,8 +140,14 @@ func (r *Replica) finish() {
 	}()
 }
 
-// failApply quarantines from the apply worker.
+// failApply halts from the apply worker.
 func (r *Replica) failApply(err error) {
+	r.dying.Store(true)
+	r.postLocal(localEvent{fn: func(*outbox) { r.halt(err) }})
+}
+
+// failLog quarantines from any goroutine: the log is not sound.
+func (r *Replica) failLog(err error) {
 	r.dying.Store(true)
 	r.postLocal(localEvent{fn: func(*outbox) { r.quarantine(err) }})
 }

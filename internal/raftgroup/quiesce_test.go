@@ -220,9 +220,10 @@ func TestRule30LeaderIsQuarantined(t *testing.T) {
 		c.fill("k", 0, 5)
 		c.resting()
 		l := c.leader()
-		l.replica().failApply(errors.New("a file of it cannot be read"))
-		// A beat tells them; then raft's election timeout runs.
-		c.within(3*time.Second, "another one leads", func() bool { n := c.leads(); return n != nil && n != l })
+		l.replica().failLog(errors.New("a file of it cannot be read"))
+		// A beat tells them; then raft's election timeout runs, again if both voted for themselves. Else they would look up
+		// after more than a minute.
+		c.within(10*time.Second, "another one leads", func() bool { n := c.leads(); return n != nil && n != l })
 	})
 }
 
@@ -233,7 +234,7 @@ func TestRule30FollowerIsQuarantined(t *testing.T) {
 		c.fill("k", 0, 5)
 		c.resting()
 		l, f := c.leader(), c.follower()
-		f.replica().failApply(errors.New("a file of it cannot be read"))
+		f.replica().failLog(errors.New("a file of it cannot be read"))
 		time.Sleep(lookUpLeader + 10*time.Second)
 		if c.leads() != l || l.replica().Status().Resting {
 			t.Errorf("leader %v, which rests: %v", c.leads(), l.replica().Status().Resting)
@@ -480,7 +481,7 @@ func TestRule30LookUp(t *testing.T) {
 		done := make(chan struct{})
 		l.replica().postLocal(localEvent{fn: func(*outbox) { l.replica().rs.quiet.told = false; close(done) }})
 		<-done
-		l.replica().failApply(errors.New("gone"))
+		l.replica().failLog(errors.New("gone"))
 		c.within(lookUpFollower+5*time.Second, "another one leads", func() bool { n := c.leads(); return n != nil && n != l })
 	})
 }

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -48,9 +49,16 @@ func (r *Replica) stepReads(calls []readRequest) {
 	if len(calls) == 0 {
 		return
 	}
-	if rs.lead == raft.None {
+	var err error
+	switch {
+	case rs.state == StateHalted:
+		err = fmt.Errorf("%w: %w", ErrQuarantined, rs.reason)
+	case rs.lead == raft.None:
+		err = ErrNotLeader
+	}
+	if err != nil {
 		for _, c := range calls {
-			c.done(0, ErrNotLeader)
+			c.done(0, err)
 		}
 		return
 	}

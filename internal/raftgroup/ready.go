@@ -212,6 +212,9 @@ func (r *Replica) handleReady(o *outbox) {
 			r.softState(rd.SoftState)
 		}
 		for _, m := range rd.Messages {
+			if rs.state == StateHalted && asksForVote(m) {
+				continue
+			}
 			switch m.GetTo() {
 			case raft.LocalAppendThread:
 				r.storageAppend(m)
@@ -282,7 +285,7 @@ func (r *Replica) storageAppend(m *pb.Message) {
 		case err != nil && r.h.opt.Log.Err() == nil:
 			// The log lives and refuses this replica alone. If it had failed for good,
 			// the host would tell Events.Fatal.
-			r.failApply(fmt.Errorf("append to the raftlog: %w", err))
+			r.failLog(fmt.Errorf("append to the raftlog: %w", err))
 		}
 	}
 	invariant.Point("raftgroup.append.submit")
@@ -308,7 +311,7 @@ func (r *Replica) settle(o *outbox, in *inbox) {
 		return
 	}
 	r.doubtLeader(o)
-	if rs.role == raft.StateLeader && rs.termStart > 0 && !r.serving.Load() && r.applied.Load() >= uint64(rs.termStart) {
+	if rs.role == raft.StateLeader && rs.termStart > 0 && !r.serving.Load() && !r.dying.Load() && r.applied.Load() >= uint64(rs.termStart) {
 		r.serving.Store(true)
 		rs.dirty = true
 	}
@@ -345,7 +348,7 @@ func (r *Replica) announce() {
 	}
 	rs.announced = now
 	r.log.Debug("leader changed", "leader", now.node, "term", now.term)
-	if w, ok := r.as.sm.(RoleWatcher); ok {
+	if w, ok := r.as.sm.(RoleWatcher); ok && rs.state != StateHalted { // it was told before it was closed
 		w.RoleChanged(now.node, now.term, now.me)
 	}
 	r.h.opt.Events.LeaderChanged(r.spec.Group, r.spec.Replica, now.node, now.term, now.me)

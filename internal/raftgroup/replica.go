@@ -60,7 +60,7 @@ type Replica struct {
 	replayTo atomic.Uint64
 	// dying: closed or about to be; nothing more is applied or captured.
 	dying atomic.Bool
-	// harmed: Damaged was called.
+	// harmed: Damaged was called, or the replica was halted.
 	harmed  atomic.Bool
 	waiters waiters
 	count   counters

@@ -520,8 +520,8 @@ func (f *fullDisk) Apply(es []Entry) ([]Result, error) {
 	return f.StateMachine.Apply(es)
 }
 
-// An error of one group's own files ends that replica alone.
-func TestApplyErrorQuarantines(t *testing.T) {
+// An error of one group's own files ends that replica's state alone.
+func TestApplyErrorHalts(t *testing.T) {
 	inCluster(t, 3, nil, func(c *cluster) {
 		c.create(3)
 		l := c.leader()
@@ -533,9 +533,16 @@ func TestApplyErrorQuarantines(t *testing.T) {
 			t.Fatal("no event")
 		}
 		st := l.replica().Status()
-		if st.State != StateQuarantined || st.Reason == "" || l.ev.replace[id] == "" {
+		if st.State != StateHalted || st.Serving || st.Reason == "" || l.ev.replace[id] == "" {
 			t.Fatalf("status %+v", st)
 		}
+		isErr(t, l.propose("a=1", ProposeOptions{}).err, ErrNotLeader)
+		read := make(chan error, 1)
+		l.replica().ReadIndex(time.Time{}, func(_ ident.Index, err error) { read <- err })
+		isErr(t, <-read, ErrQuarantined)
+		synctest.Wait()
+		l.replica().failLog(errors.New("its log as well"))
+		c.eventually("it takes no part any more", func() bool { return l.replica().Status().State == StateQuarantined })
 		isErr(t, l.propose("a=1", ProposeOptions{}).err, ErrQuarantined)
 	})
 }

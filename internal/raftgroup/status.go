@@ -32,6 +32,8 @@ func (s State) String() string {
 		return "held"
 	case StateReceiving:
 		return "receiving-snapshot"
+	case StateHalted:
+		return "halted"
 	case StateQuarantined:
 		return "quarantined"
 	case StateStopped:
@@ -39,6 +41,11 @@ func (s State) String() string {
 	case StateRunning:
 	}
 	return "running"
+}
+
+// Ended tells whether the replica's state machine is closed: what it knows of its group may be old.
+func (s State) Ended() bool {
+	return s == StateHalted || s == StateQuarantined || s == StateStopped
 }
 
 // MarshalText implements encoding.TextMarshaler.

@@ -164,6 +164,7 @@ func (r *Replica) slowTick(o *outbox) {
 	r.watchOffers()
 	r.reportTransfer(o)
 	r.retryStaged(o)
+	r.removeLeft()
 	r.standBack()
 	r.trim()
 	rs := &r.rs

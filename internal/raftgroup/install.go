@@ -29,6 +29,10 @@ type receiving struct {
 	staged *install
 	// installing: raft took it, and it is not applied yet.
 	installing bool
+	// left: an earlier job, or an earlier process, left a staging. A fetch goes on from it; who comes to
+	// leftIndex, the snapshot's, by the log alone removes it.
+	left      bool
+	leftIndex ident.Index
 }
 
 // install is a snapshot that is staged, and then the replica's state.
@@ -109,7 +113,7 @@ func (r *Replica) heedLeader(o *outbox, it *item) bool {
 func (r *Replica) fetch(msg offerMsg) {
 	rs := &r.rs
 	ctx, cancel := context.WithCancel(r.h.ctx)
-	rs.recv.busy, rs.recv.cancel, rs.recv.current = true, cancel, &msg
+	rs.recv.busy, rs.recv.cancel, rs.recv.current, rs.recv.left = true, cancel, &msg, false
 	r.setState(StateReceiving)
 	gen, voter := rs.gen, r.votes()
 	r.fetches.Go(func() {
@@ -164,7 +168,7 @@ func (r *Replica) fetched(o *outbox, inst *install, err error) {
 	rs := &r.rs
 	rc := &rs.recv
 	failed := rc.current
-	rc.busy, rc.current = false, nil
+	rc.busy, rc.current, rc.left, rc.leftIndex = false, nil, err != nil, failed.offer.Index
 	if r.ended() || rs.state == StateHalted {
 		return
 	}
@@ -316,7 +320,7 @@ func (r *Replica) wantNoSnapshot() {
 		return
 	}
 	r.setState(StateRunning)
-	rc.busy, rc.cancel = true, func() {}
+	rc.busy, rc.cancel, rc.left = true, func() {}, false
 	gen := r.rs.gen
 	r.fetches.Go(func() {
 		r.bg.Lock()
@@ -326,13 +330,23 @@ func (r *Replica) wantNoSnapshot() {
 			r.log.Warn("staging not removed", "err", err)
 		}
 		r.postLocal(localEvent{fn: func(*outbox) {
-			rc.busy = false
+			rc.busy, rc.left = false, err != nil
 			if next := rc.next; next != nil && !r.ended() {
 				rc.next = nil
 				r.fetch(*next)
 			}
 		}})
 	})
+}
+
+// removeLeft removes what is left of a transfer that is not needed any more. Of an
+// earlier process's nobody knows the index: it is at most what was committed when the group was heard after the start.
+func (r *Replica) removeLeft() {
+	rs := &r.rs
+	if rs.recv.left && !rs.recv.busy && rs.state == StateRunning && rs.lead != raft.None &&
+		r.applied.Load() >= max(r.replayTo.Load(), uint64(rs.recv.leftIndex)) {
+		r.wantNoSnapshot()
+	}
 }
 
 // dropTransfers ends both directions when the replica closes.

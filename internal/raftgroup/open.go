@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -176,6 +177,11 @@ func (r *Replica) openState(c raftlog.Creation) error {
 	if err := snapshot.RemoveOthers(fs, r.base, rs.gen); err != nil {
 		return err
 	}
+	gens, err := snapshot.Generations(fs, r.base)
+	if err != nil {
+		return err
+	}
+	rs.recv.left = slices.ContainsFunc(gens, func(g snapshot.Generation) bool { return g.Staging })
 	if rs.gen == firstGeneration {
 		if err := vfs.MkdirAllSync(fs, a.dir); err != nil {
 			return err

@@ -261,7 +261,7 @@ func (r *Replica) still() bool {
 	rs := &r.rs
 	rc := &rs.recv
 	return rs.last == rs.hs.Commit && uint64(rs.last) == r.applied.Load() && rs.damage == nil && !rs.verifying &&
-		!rc.busy && rc.staged == nil && !rc.installing && rs.reads.empty() && !r.waiters.wanting() && !rs.rn.HasReady()
+		!rc.busy && !rc.left && rc.staged == nil && !rc.installing && rs.reads.empty() && !r.waiters.wanting() && !rs.rn.HasReady()
 }
 
 // quiesce has the group rest.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -335,6 +336,41 @@ func TestRule17ObsoleteSnapshotIsDiscarded(t *testing.T) {
 		<-done
 		c.eventually("staging removed", func() bool { _, err := f.fs.Stat(dir); return err != nil })
 		c.put("k0", "w")
+	})
+}
+
+// A transfer that an end of the process, or an error, cut short leaves a staging. Who catches up by
+// the log needs it no more: it goes before the group rests.
+func TestLeftStagingIsRemoved(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		f := c.follower()
+		dir := snapshot.StagingDir(f.replica().base, 2)
+		id, store := f.id, f.store
+		disk := f.kill(100)
+		must(t, disk.MkdirAll(dir, 0o755))
+		c.fill("k", 5, 10)
+		f = c.boot(id, store, disk)
+		gone := func() bool { _, err := f.fs.Stat(dir); return errors.Is(err, os.ErrNotExist) }
+		c.resting()
+		if !gone() {
+			t.Error("left of an earlier process")
+		}
+		r := f.replica()
+		must(t, f.fs.MkdirAll(dir, 0o755))
+		last := r.Status().LastIndex
+		r.postLocal(localEvent{fn: func(o *outbox) {
+			r.rs.recv.busy, r.rs.recv.current = true, &offerMsg{offer: snapshot.Offer{Index: last + 2}}
+			r.fetched(o, nil, errors.New("cut short"))
+		}})
+		<-time.After(10 * time.Second)
+		if gone() {
+			t.Error("the next offer would have gone on from it")
+		}
+		c.fill("k", 10, 12)
+		c.eventually("left of a transfer that failed", gone)
+		c.resting()
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -422,6 +423,45 @@ func TestRule30ReadsWake(t *testing.T) {
 		if err := read(l, 400*time.Millisecond); err == nil || time.Since(start) > 600*time.Millisecond {
 			t.Errorf("a cut-off leader answered a read with %v after %v", err, time.Since(start))
 		}
+	})
+}
+
+// A proposal at rest has its deadline, which ticks look at.
+func TestRule30ProposalsWake(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		c.resting()
+		l := c.leader()
+		c.net.Isolate(l.id)
+		start := time.Now()
+		got := l.propose("late=1", ProposeOptions{Deadline: start.Add(400 * time.Millisecond)})
+		if took := time.Since(start); took > 600*time.Millisecond {
+			t.Errorf("a cut-off leader answered with %v after %v", got.err, took)
+		}
+		isErr(t, got.err, ErrTimeout)
+	})
+}
+
+// A checkpoint that is pinned for another node keeps the log behind it: the group rests when that has ended, and it is trimmed.
+func TestRule30PinsEndFirst(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 5)
+		l := c.leader()
+		done := make(chan error, 1)
+		l.replica().TakeCheckpoint(func(_ ident.Index, err error) { done <- err })
+		must(t, <-done)
+		c.resting()
+		p, err := l.srv.Pin(testGroup, l.replica().ID(), snapshot.GenDir(l.replica().base, 1), c.follower().id)
+		must(t, err)
+		c.put("k5", "v")
+		<-time.After(10 * time.Second)
+		if l.replica().Status().Resting {
+			t.Error("the leader rests while a checkpoint is pinned")
+		}
+		l.srv.Unpin(p.ID)
+		c.resting()
 	})
 }
 

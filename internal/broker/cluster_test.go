@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -445,6 +446,19 @@ func TestWitnessIsDurable(t *testing.T) {
 // checkpoint: the replica is quarantined, and a fresh one takes its place
 // although no Image reaches the node before.
 func TestDamagedMetadataReplicaIsReplaced(t *testing.T) {
+	for what, damage := range map[string]func(t *testing.T, fs vfs.FS, id ident.ReplicaID){
+		"checkpoint": func(t *testing.T, fs vfs.FS, id ident.ReplicaID) {
+			flip(t, fs, fmt.Sprintf("/data/replicas/meta.%d/g1/checkpoint", id), nil)
+		},
+		"creation": func(t *testing.T, fs vfs.FS, _ ident.ReplicaID) {
+			flip(t, fs, "/data/raftlog/00000001.log", []byte(metadata.MetaTopic))
+		},
+	} {
+		t.Run(what, func(t *testing.T) { damagedMetadataReplica(t, damage) })
+	}
+}
+
+func damagedMetadataReplica(t *testing.T, damage func(t *testing.T, fs vfs.FS, id ident.ReplicaID)) {
 	c := newTrio(t)
 	c.start(1, 2, 3)
 	c.serving(1, 2, 3)
@@ -454,7 +468,7 @@ func TestDamagedMetadataReplicaIsReplaced(t *testing.T) {
 	old := before.host.Replica(ident.MetaGroup).ID()
 	topic := before.host.Replica(before.meta.Image().TopicPartition("t", 0).Group).ID()
 	c.stop(3)
-	flip(t, c.fs[3], fmt.Sprintf("/data/replicas/meta.%d/g1/checkpoint", old))
+	damage(t, c.fs[3], old)
 	c.produce(3, 3)
 	c.start(3)
 	eventually(t, 20*time.Second, "node 3's metadata replica is another and votes", func() error {
@@ -485,13 +499,20 @@ func TestDamagedMetadataReplicaIsReplaced(t *testing.T) {
 	}
 }
 
-func flip(t *testing.T, fs vfs.FS, name string) {
+// flip flips a bit of the first place of text in a file, nil: of its middle.
+func flip(t *testing.T, fs vfs.FS, name string, text []byte) {
 	t.Helper()
 	b, err := vfs.ReadFile(fs, name, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[len(b)/2] ^= 1
+	at := len(b) / 2
+	if text != nil {
+		if at = bytes.Index(b, text); at < 0 {
+			t.Fatalf("%s does not have %q", name, text)
+		}
+	}
+	b[at] ^= 1
 	if err := vfs.WriteFileSync(fs, name, b, vfs.CategorySnapshot); err != nil {
 		t.Fatal(err)
 	}

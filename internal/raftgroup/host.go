@@ -306,10 +306,9 @@ func (h *Host) Remove(id ident.ReplicaID) error {
 // replica for corrupt. After a crash in between the directory is nobody's, as that of a donor is, and
 // the owner of Options.Dir sweeps those of retired replicas.
 func (r *Replica) remove() error {
-	if r.h.opt.Log.Replica(r.ID()) != nil { // else an earlier attempt failed at the files
-		if err := r.h.opt.Log.Remove(r.ID()); err != nil {
-			return err
-		}
+	err := r.h.opt.Log.Remove(r.ID())
+	if err != nil && !errors.Is(err, raftlog.ErrUnknownReplica) { // an earlier attempt failed at the files
+		return err
 	}
 	invariant.Point("raftgroup.remove.log")
 	r.bg.Lock()

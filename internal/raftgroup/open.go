@@ -71,6 +71,9 @@ func specOf(c raftlog.Creation) (Spec, error) {
 func (h *Host) open(c raftlog.Creation) error {
 	spec, err := specOf(c)
 	if err != nil {
+		if d := h.damaged(c.Replica); d != nil {
+			err = d // its creation record is what is damaged
+		}
 		spec = Spec{Group: c.Group, Replica: c.Replica, Name: fmt.Sprintf(fallbackKeyPattern, c.Replica), Key: fmt.Sprintf(fallbackKeyPattern, c.Replica)}
 	}
 	r := h.newReplica(spec)

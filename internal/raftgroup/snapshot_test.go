@@ -1,10 +1,12 @@
 package raftgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
 	"os"
+	"path"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -465,6 +467,42 @@ func TestUnreadableCheckpointQuarantines(t *testing.T) {
 			t.Fatalf("creation left: %+v", cr)
 		}
 	})
+}
+
+// A replica whose creation record is damaged is known as one that wants replacement, and can be removed.
+func TestDamagedCreationQuarantines(t *testing.T) {
+	inCluster(t, 1, nil, func(c *cluster) {
+		c.create(1)
+		c.fill("k", 0, 5)
+		nd := c.leader()
+		disk := nd.kill(100)
+		damage(t, disk, "/data/raftlog", "orders-0")
+		nd = c.boot(1, storeOf(1, 0), disk)
+		if st := nd.replica().Status(); st.State != StateQuarantined || !strings.Contains(st.Reason, "frame checksum") || nd.ev.replace[11] == "" {
+			t.Fatalf("status %+v", st)
+		}
+		must(t, nd.host.Remove(11))
+		if cs := nd.log.Creations(); nd.replica() != nil || len(cs) != 0 {
+			t.Fatalf("after its removal: %+v", cs)
+		}
+	})
+}
+
+// damage flips a bit of the first place in dir's files that has text.
+func damage(t *testing.T, fs vfs.FS, dir, text string) {
+	t.Helper()
+	names, err := vfs.List(fs, dir)
+	must(t, err)
+	for _, name := range names {
+		b, err := vfs.ReadFile(fs, path.Join(dir, name), 1<<30)
+		must(t, err)
+		if i := bytes.Index(b, []byte(text)); i >= 0 {
+			b[i] ^= 1
+			must(t, vfs.WriteFileSync(fs, path.Join(dir, name), b, vfs.CategoryNode))
+			return
+		}
+	}
+	t.Fatalf("%q is not in %s", text, dir)
 }
 
 // A replica removed while it works leaves nothing, and the others go on.

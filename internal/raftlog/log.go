@@ -174,14 +174,18 @@ func (l *Log) all() []*replica {
 	return rs
 }
 
-// Creations returns the live replicas, by id. Quarantined ones are among them
-// if their creation record is intact. Info must not be changed.
+// Creations returns the live replicas, by id. Quarantined ones are among them; one whose creation
+// record is damaged has only its ids. Info must not be changed.
 func (l *Log) Creations() []Creation {
 	var cs []Creation
 	for _, r := range l.all() {
 		r.mu.Lock()
-		if r.creation != nil && !r.removed {
+		switch {
+		case r.removed:
+		case r.creation != nil:
 			cs = append(cs, *r.creation)
+		case r.damage != nil: // else it is not durable yet
+			cs = append(cs, Creation{Replica: r.id, Group: r.group})
 		}
 		r.mu.Unlock()
 	}

@@ -385,10 +385,22 @@ func TestLostOldFileQuarantines(t *testing.T) {
 	}
 	closeLog(t, l)
 	check(t, mem.Remove(logPath(1)))
-	q := open(t, mem).Recovery().Quarantined
+	l = open(t, mem)
+	q := l.Recovery().Quarantined
 	if len(q) != 1 || q[0].Replica != 5 || !strings.Contains(q[0].Err.Error(), "no creation record") {
 		t.Fatalf("%+v", q)
 	}
+	// It is known all the same, lest it be taken for one that never was; and it can be removed.
+	if cs := l.Creations(); len(cs) != 1 || cs[0].Replica != 5 || cs[0].Group == 0 || cs[0].Info != nil {
+		t.Fatalf("creations %+v", cs)
+	}
+	check(t, l.Remove(5))
+	closeLog(t, l)
+	l = open(t, mem)
+	if q, cs := l.Recovery().Quarantined, l.Creations(); len(q)+len(cs) != 0 {
+		t.Fatalf("after its removal: %+v, %+v", q, cs)
+	}
+	closeLog(t, l)
 }
 
 // A reused file is full of valid frames of its last use; they are not seen.

@@ -72,6 +72,9 @@ func Read(mem *vfs.MemFS, opt Options) (h Holding) {
 		bad[q.Replica] = q.Err
 	}
 	for _, c := range log.Creations() {
+		if c.Info == nil {
+			continue // the record is damaged: nothing says what it was
+		}
 		var spec raftgroup.Spec
 		if err := json.Unmarshal(c.Info, &spec); err != nil {
 			return fail(err)

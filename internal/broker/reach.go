@@ -193,7 +193,7 @@ func betterPlaced(st raftgroup.Status, mine nodeSet, theirs map[ident.NodeID]nod
 	most := count(mine)
 	for i := range st.Followers {
 		f := &st.Followers[i]
-		if f.Learner || !f.Alive || f.State != "StateReplicate" || f.Lag > metadata.CatchUpEntries {
+		if f.Learner || !f.Alive || f.Halted || f.State != "StateReplicate" || f.Lag > metadata.CatchUpEntries {
 			continue
 		}
 		if n := count(theirs[f.Node]); n > most {

@@ -118,6 +118,7 @@ func TestBetterPlaced(t *testing.T) {
 		{"nor one that is not connected", []ident.NodeID{1, 2, 4}, reach([]ident.NodeID{2, 1, 3, 4}), func(f []raftgroup.Follower) { f[0].Alive = false }, 0},
 		{"nor one that is behind", []ident.NodeID{1, 2, 4}, reach([]ident.NodeID{2, 1, 3, 4}), func(f []raftgroup.Follower) { f[0].Lag = 1000 }, 0},
 		{"nor one that is probed", []ident.NodeID{1, 2, 4}, reach([]ident.NodeID{2, 1, 3, 4}), func(f []raftgroup.Follower) { f[0].State = "StateProbe" }, 0},
+		{"nor one that is halted", []ident.NodeID{1, 2, 4}, reach([]ident.NodeID{2, 1, 3, 4}), func(f []raftgroup.Follower) { f[0].Halted = true }, 0},
 	} {
 		one := st
 		one.Followers = slices.Clone(st.Followers)

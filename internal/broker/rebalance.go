@@ -132,7 +132,7 @@ func heirOf(leader ident.ReplicaID, step metadata.Step, st metadata.GroupStatus)
 	heir := ident.ReplicaID(0)
 	for _, id := range st.Voters {
 		p := st.Progress[id]
-		near := p.Active && p.Match+metadata.CatchUpEntries >= st.Commit
+		near := p.Active && !p.Halted && p.Match+metadata.CatchUpEntries >= st.Commit
 		if near && !slices.Contains(step.Remove, id) && (heir == 0 || p.Match > st.Progress[heir].Match) {
 			heir = id
 		}

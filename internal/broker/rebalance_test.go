@@ -186,6 +186,7 @@ func TestHeir(t *testing.T) {
 	}
 	out := metadata.Step{Kind: metadata.StepChangeVoters, Add: []metadata.Replica{{ID: 4}}, Remove: []ident.ReplicaID{1}}
 	far := map[ident.ReplicaID]metadata.Progress{1: {Match: 1010, Active: true}, 2: {Match: 700, Active: true}, 3: {Match: 1000}}
+	halted := map[ident.ReplicaID]metadata.Progress{1: {Match: 1010, Active: true}, 2: {Match: 900, Active: true}, 3: {Match: 1000, Active: true, Halted: true}}
 	for name, c := range map[string]struct {
 		leader ident.ReplicaID
 		step   metadata.Step
@@ -196,6 +197,7 @@ func TestHeir(t *testing.T) {
 		"another goes":        {2, out, st, 0},
 		"only a learner goes": {1, metadata.Step{Kind: metadata.StepRemoveLearner, Remove: []ident.ReplicaID{1}}, st, 0},
 		"all far or away":     {1, out, metadata.GroupStatus{Voters: st.Voters, Commit: 1000, Progress: far}, 0},
+		"one that is halted":  {1, out, metadata.GroupStatus{Voters: st.Voters, Commit: 1000, Progress: halted}, 2},
 		"alone":               {1, out, metadata.GroupStatus{Voters: []ident.ReplicaID{1}, Commit: 1000, Progress: st.Progress}, 0},
 	} {
 		if got := heirOf(c.leader, c.step, c.st); got != c.want {

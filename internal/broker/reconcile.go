@@ -281,7 +281,7 @@ func groupStatus(st raftgroup.Status) metadata.GroupStatus {
 	}
 	gs.Progress[st.Replica] = metadata.Progress{Match: st.LastIndex, Active: true}
 	for _, f := range st.Followers {
-		gs.Progress[f.Replica] = metadata.Progress{Match: f.Match, Active: f.Alive}
+		gs.Progress[f.Replica] = metadata.Progress{Match: f.Match, Active: f.Alive, Halted: f.Halted}
 	}
 	return gs
 }

@@ -28,6 +28,7 @@ type GroupStatus struct {
 type Progress struct {
 	Match  ident.Index
 	Active bool // its node is connected and it answers
+	Halted bool // it has no state: it neither leads nor is given a vote
 }
 
 // StepKind is what a group's leader has to do.
@@ -138,7 +139,7 @@ func (pl *planner) majorityLost() bool {
 // caughtUp tells whether a learner is near enough to the end to vote.
 func (pl *planner) caughtUp(id ident.ReplicaID) bool {
 	pr := pl.st.Progress[id]
-	return pr.Active && pr.Match+CatchUpEntries >= pl.st.Commit && pr.Match > 0
+	return pr.Active && !pr.Halted && pr.Match+CatchUpEntries >= pl.st.Commit && pr.Match > 0
 }
 
 // promote makes voters of learners that have caught up: one replacement at a

@@ -48,9 +48,10 @@ func TestPlan(t *testing.T) {
 	joins := func(id, old int) Replica {
 		return Replica{ID: ident.ReplicaID(id), Node: 3, Joining: true, Replaces: ident.ReplicaID(old)}
 	}
-	near := prog{1: {1000, true}, 2: {1000, true}, 4: {900, true}, 5: {900, true}, 6: {900, true}}
-	far := prog{1: {1000, true}, 2: {1000, true}, 4: {10, true}, 5: {10, true}}
-	away := prog{1: {1000, true}, 2: {1000, true}, 4: {1000, false}, 5: {1000, false}}
+	near := prog{1: {1000, true, false}, 2: {1000, true, false}, 4: {900, true, false}, 5: {900, true, false}, 6: {900, true, false}}
+	far := prog{1: {1000, true, false}, 2: {1000, true, false}, 4: {10, true, false}, 5: {10, true, false}}
+	away := prog{1: {1000, true, false}, 2: {1000, true, false}, 4: {1000, false, false}, 5: {1000, false, false}}
+	halted := prog{1: {1000, true, false}, 2: {1000, true, false}, 4: {1000, true, true}}
 	for _, tc := range []struct {
 		name string
 		img  *Image
@@ -61,6 +62,7 @@ func TestPlan(t *testing.T) {
 		{"newcomer unknown", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Progress: near}, "learner[4] "},
 		{"newcomer far behind", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: far}, ""},
 		{"newcomer away", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: away}, ""},
+		{"newcomer halted", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: halted}, ""},
 		{"newcomer caught up", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: near}, "voters+[4]-[3] demote[] "},
 		{"a change is under way", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: near, Changing: true}, ""},
 		{"image older than the group", planImage(nil, a, b, lost(c), joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: near, ConfGeneration: 8}, ""},
@@ -74,7 +76,7 @@ func TestPlan(t *testing.T) {
 		{"removed, not reported", planImage(rids{4}, a, b, c), GroupStatus{Voters: rids{1, 2, 3}, Progress: near}, "report "},
 		{"stray learner of a retired id", planImage(nil, a, b, c), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{50}, Progress: near}, "drop[50] "},
 		{"learner younger than the image", planImage(nil, a, b, c), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{500}, Progress: near}, ""},
-		{"majority lost", planImage(nil, a, lost(b), lost(c), joins(4, 2), joins(5, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: prog{1: {1000, true}, 4: {1000, true}}}, ""},
+		{"majority lost", planImage(nil, a, lost(b), lost(c), joins(4, 2), joins(5, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: prog{1: {1000, true, false}, 4: {1000, true, false}}}, ""},
 		{"majority lost but back", planImage(nil, a, lost(b), lost(c), joins(4, 2), joins(5, 3)), GroupStatus{Voters: rids{1, 2, 3}, Learners: rids{4}, Progress: near}, "voters+[4]-[2] demote[] "},
 		{"majority lost, first one done", planImage(nil, a, lost(b), lost(c), joins(4, 2), joins(5, 3)), GroupStatus{Voters: rids{1, 4, 3}, Progress: near}, "report learner[5] "},
 		{"newcomer votes beside the old one", planImage(nil, a, b, c, joins(4, 3)), GroupStatus{Voters: rids{1, 2, 3, 4}, Progress: near}, "voters+[]-[3] demote[] "},

@@ -188,6 +188,8 @@ type Follower struct {
 	LagBytes int64
 	// Alive: its node is connected.
 	Alive bool
+	// Halted: it has said so lately.
+	Halted bool
 }
 
 // Status is a replica at one moment. Callers may keep it but not change it.

@@ -1,8 +1,10 @@
 package raftgroup
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -143,9 +145,7 @@ func (r *Replica) stepClock(o *outbox, in *inbox) {
 	if in.ticks == 0 || r.rs.quiet.on || r.quiesceTick(o, in.ticks) {
 		return
 	}
-	for range in.ticks {
-		r.rs.rn.Tick()
-	}
+	r.tickRaft(in.ticks)
 	r.rs.dirty = r.rs.dirty || r.rs.stale
 	r.waiters.expire(in.now)
 	r.expireReads(in.now)
@@ -195,18 +195,32 @@ func (r *Replica) transfer(to ident.ReplicaID) {
 		to = r.bestSuccessor()
 	}
 	if to != 0 && to != r.spec.Replica {
+		if rs.heir != to || rs.heirTerm != rs.hs.Term || time.Since(rs.heirAt) >= r.h.opt.ElectionTimeout {
+			rs.heir, rs.heirTerm, rs.heirAt = to, rs.hs.Term, time.Now()
+		}
 		rs.rn.TransferLeader(uint64(to))
 	}
 }
 
-// bestSuccessor is the connected voter with the highest match.
+// bestSuccessor is the connected voter with the highest match. One that was asked
+// in this term and did not take over is asked again after all others.
 func (r *Replica) bestSuccessor() ident.ReplicaID {
-	var best ident.ReplicaID
-	var match ident.Index
-	for _, f := range r.followers() {
-		if !f.Learner && f.Alive && f.State == "StateReplicate" && (best == 0 || f.Match > match) {
-			best, match = f.Replica, f.Match
-		}
+	rs := &r.rs
+	fs := slices.DeleteFunc(r.followers(), func(f Follower) bool {
+		return f.Learner || !f.Alive || f.Halted || f.State != stateReplicate
+	})
+	if len(fs) == 0 {
+		return 0
 	}
-	return best
+	if rs.heir != 0 && rs.heirTerm == rs.hs.Term {
+		trying := time.Since(rs.heirAt) < r.h.opt.ElectionTimeout // after that raft has given up
+		if trying && slices.ContainsFunc(fs, func(f Follower) bool { return f.Replica == rs.heir }) {
+			return rs.heir
+		}
+		if i := slices.IndexFunc(fs, func(f Follower) bool { return f.Replica > rs.heir }); i >= 0 {
+			return fs[i].Replica
+		}
+		return fs[0].Replica
+	}
+	return slices.MaxFunc(fs, func(a, b Follower) int { return cmp.Compare(a.Match, b.Match) }).Replica
 }

@@ -91,6 +91,7 @@ func (l *lockedBuffer) String() string {
 type recorder struct {
 	mu          sync.Mutex
 	quarantined map[ident.ReplicaID]error
+	told        int // of quarantined ones
 	replace     map[ident.ReplicaID]string
 	leaders     []leadership
 	members     []Member
@@ -115,6 +116,7 @@ func (e *recorder) Quarantined(_ ident.GroupID, r ident.ReplicaID, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.quarantined[r] = err
+	e.told++
 }
 
 func (e *recorder) ReplacementNeeded(_ ident.GroupID, r ident.ReplicaID, why string) {

@@ -3,9 +3,11 @@ package raftgroup
 import (
 	"errors"
 	"fmt"
+	"time"
 
-	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3"
 
+	"chronik/internal/ident"
 	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 )
@@ -47,7 +49,6 @@ func (r *Replica) Damaged(err error) {
 // without it. It never stands for election and applies nothing, so the
 // configuration it knows may be an old one: that decides elections of its own only.
 // After a restart it is a replica like others: the log brings back what the files lack.
-// What it stores nobody trims; under the raftlog's pressure it is quarantined (Host.onPressure).
 // A sole voter has nobody to vote for. Runs on the raft worker.
 func (r *Replica) halt(err error) {
 	rs := &r.rs
@@ -61,16 +62,54 @@ func (r *Replica) halt(err error) {
 	r.log.Error("halted replica", "err", err)
 	r.harmed.Store(true)
 	r.endState(fmt.Errorf("%w: %w", ErrQuarantined, err))
-	r.announce() // its leadership is over, before the state machine is
 	rs.state, rs.reason, rs.damage, rs.dirty = StateHalted, err, err, true
 	r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
 	r.standBack()
 }
 
-// asksForVote tells what a halted replica does not send: without it no election is won.
-func asksForVote(m *pb.Message) bool {
-	return m.GetType() == pb.MsgPreVote || m.GetType() == pb.MsgVote
+// tickRaft gives raft its ticks. A halted follower has another clock: raft's would
+// have it stand for election, which raft refuses while a membership change is not
+// applied, and then counts the leader's lease from anew, in which no vote is given.
+func (r *Replica) tickRaft(ticks int) {
+	rs := &r.rs
+	if rs.state != StateHalted || rs.role == raft.StateLeader {
+		for range ticks {
+			rs.rn.Tick()
+		}
+		return
+	}
+	if rs.deaf += ticks; time.Duration(rs.deaf)*r.h.opt.HeartbeatInterval >= r.h.opt.ElectionTimeout {
+		rs.deaf = 0
+		_ = rs.rn.ForgetLeader() // never fails on a follower
+	}
 }
+
+// giveWay ends a halted replica whose log has grown large, when the raftlog needs
+// room: nobody trims it, since it takes no checkpoint.
+func (r *Replica) giveWay() {
+	if r.rs.view.Bytes() >= r.h.opt.Policy.HoldBytes {
+		r.quarantine(fmt.Errorf("the log needs room: %w", r.rs.reason))
+	}
+}
+
+// followerHalted notes the word that a halted follower says each slow tick.
+func (r *Replica) followerHalted(id ident.ReplicaID) {
+	rs := &r.rs
+	if rs.halted == nil {
+		rs.halted = make(map[ident.ReplicaID]time.Time)
+	}
+	rs.halted[id] = time.Now()
+	rs.dirty = true
+}
+
+// isHalted tells whether a follower has said so lately: a start makes it whole.
+func (r *Replica) isHalted(id ident.ReplicaID) bool {
+	at, ok := r.rs.halted[id]
+	return ok && time.Since(at) < 5*slowInterval
+}
+
+// askAgain is how often a replacement is asked for: who asks repeats it until it is granted.
+const askAgain = 10 * time.Second
 
 // standBack hands leadership to a replica with sound data and has this one
 // replaced. A sole voter stays: there is nothing to replace it from.
@@ -80,7 +119,10 @@ func (r *Replica) standBack() {
 		return
 	}
 	r.transfer(0)
-	r.h.opt.Events.ReplacementNeeded(r.spec.Group, r.spec.Replica, rs.damage.Error())
+	if rs.asked.IsZero() || time.Since(rs.asked) >= askAgain {
+		rs.asked = time.Now()
+		r.h.opt.Events.ReplacementNeeded(r.spec.Group, r.spec.Replica, rs.damage.Error())
+	}
 }
 
 // verifySelf reads the own state after a receiver said that what was sent is damaged.

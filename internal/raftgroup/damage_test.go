@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -48,7 +49,18 @@ type brittle struct {
 	fs   vfs.FS
 	bad  *atomic.Pointer[vfs.FS]
 	sync bool
+	// closed: what is told from now on is told to nobody.
+	closed *atomic.Bool
+	t      *testing.T
 }
+
+func (s brittle) RoleChanged(leader ident.NodeID, term ident.Term, _ bool) {
+	if s.closed.Load() {
+		s.t.Errorf("told of leader %d, term %d, after it was closed", leader, term)
+	}
+}
+
+func (s brittle) Close() error { s.closed.Store(true); return s.StateMachine.Close() }
 
 func (s brittle) fails() bool { bad := s.bad.Load(); return bad != nil && *bad == s.fs }
 
@@ -82,7 +94,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 			inCluster(t, 4, func(c *cluster) {
 				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
 					sm, err := OpenMemory(fs, dir, blob, files)
-					return brittle{sm, fs, &bad, what == "sync"}, err
+					return brittle{sm, fs, &bad, what == "sync", new(atomic.Bool), t}, err
 				}
 			}, func(c *cluster) {
 				c.create(3)
@@ -152,6 +164,12 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				c.eventually("the newcomer has it all", func() bool { return at(c.nodes[4]) == 40 })
 				applied := hurt.replica().Status().AppliedIndex
 
+				lead = c.leader()
+				c.eventually("the leader knows", func() bool {
+					i := slices.IndexFunc(lead.replica().Status().Followers, func(f Follower) bool { return f.Replica == from })
+					return i >= 0 && lead.replica().Status().Followers[i].Halted
+				})
+
 				// A start makes it whole from its log.
 				id, store := hurt.id, hurt.store
 				disk := hurt.kill(0)
@@ -159,12 +177,73 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				hurt = c.boot(id, store, disk)
 				c.eventually("it has it all", func() bool { return at(hurt) == 40 && hurt.replica().Status().AppliedIndex > applied })
 
-				// Nobody trims a halted replica's log. It gives way when the raftlog needs the room.
+				c.eventually("the leader knows that too", func() bool {
+					return !slices.ContainsFunc(c.leader().replica().Status().Followers, func(f Follower) bool { return f.Halted })
+				})
+
+				// Nobody trims a halted replica's log. If it has grown, it gives way when the raftlog needs the room.
 				hurt.replica().failApply(syscall.EIO)
 				c.eventually("it is halted", state(StateHalted))
-				hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()})
-				c.eventually("it is quarantined", state(StateQuarantined))
+				press := func() {
+					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()})
+					<-time.After(time.Second)
+				}
+				if press(); !state(StateHalted)() {
+					t.Error("a small log gave way")
+				}
+				hurt.host.opt.Policy.HoldBytes = 100
+				if press(); !state(StateQuarantined)() {
+					t.Error("a large log did not give way")
+				}
+				hurt.ev.mu.Lock()
+				if hurt.ev.told != 1 {
+					t.Errorf("told %d times that it serves no more", hurt.ev.told)
+				}
+				hurt.ev.mu.Unlock()
 			})
+		})
+	}
+}
+
+// TestHaltedLeaderGoesRound: a leader without state finds the voter that takes over, also if the first in line
+// is halted itself, or quarantined on a node that lives.
+func TestHaltedLeaderGoesRound(t *testing.T) {
+	for _, what := range []string{"halted", "quarantined"} {
+		t.Run(what, func(t *testing.T) {
+			inCluster(t, 5, nil, func(c *cluster) {
+				c.create(5)
+				c.fill("k", 0, 10)
+				lead, other := c.leader(), c.follower() // the lowest id: with equal logs the first in line
+				if what == "halted" {
+					other.replica().failApply(syscall.EIO)
+				} else {
+					other.replica().failLog(syscall.EIO)
+				}
+				<-time.After(2 * time.Second)
+				lead.replica().failApply(syscall.EIO)
+				c.within(5*time.Second, "a third one leads", func() bool { l := c.leads(); return l != nil && l != lead && l != other })
+				c.fill("k", 10, 20)
+			})
+		})
+	}
+}
+
+// TestHaltedReplicaForgetsItsLeader: raft refuses to stand for election with a membership change that is not applied, and begins
+// the leader's lease anew each time; a halted replica votes all the same when its leader is silent.
+func TestHaltedReplicaForgetsItsLeader(t *testing.T) {
+	for range 10 { // raft's timeouts are random
+		inCluster(t, 4, nil, func(c *cluster) {
+			c.create(3)
+			c.fill("k", 0, 10)
+			lead, hurt := c.leader(), c.follower()
+			hurt.replica().failApply(syscall.EIO)
+			fresh := Member{Replica: 99, Node: 4, Store: storeOf(4, 0)}
+			must(t, c.nodes[4].host.Create([]Spec{specFor(fresh, nil)}))
+			c.nodes[4].host.Start(testGroup)
+			c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 5, ProposeOptions{}, w) })
+			<-time.After(5 * time.Second)
+			lead.replica().failLog(errors.New("it ends, and its node lives on"))
+			c.within(8*time.Second, "another one leads", func() bool { l := c.leads(); return l != nil && l != lead })
 		})
 	}
 }

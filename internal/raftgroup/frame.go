@@ -32,7 +32,8 @@ import (
 //
 // A status with state 4 asks a replica to wake. One with state 5, between group 0's
 // replicas 0, is the node's own (contact.go): its epoch in the place of the term, and in that of
-// the index the epoch it last heard of the receiver's. Programs that know neither drop them.
+// the index the epoch it last heard of the receiver's. One with state 6 says that a follower is halted.
+// Programs that do not know them drop them.
 const (
 	// FrameMagic is the first byte of every raft frame, so that they can share a
 	// stream with other frames.
@@ -75,6 +76,7 @@ const (
 	transferDamaged // failed, and the leader's own files are to blame
 	wakeAsked       // not of a transfer: the sender does not rest
 	nodeBeat        // not of a transfer: a node's beat
+	haltedHere      // not of a transfer: the sender is halted
 )
 
 // item is a decoded piece of a frame.

@@ -422,7 +422,7 @@ func (h *Host) onPressure(ids []ident.ReplicaID) {
 		if r := h.byID(id); r != nil {
 			r.postLocal(localEvent{fn: func(*outbox) {
 				if r.rs.state == StateHalted {
-					r.quarantine(r.rs.reason)
+					r.giveWay()
 					return
 				}
 				r.rs.pressedUntil = time.Now().Add(pressureLasts)

@@ -330,7 +330,7 @@ func (r *Replica) wantNoSnapshot() {
 			r.log.Warn("staging not removed", "err", err)
 		}
 		r.postLocal(localEvent{fn: func(*outbox) {
-			rc.busy, rc.left = false, err != nil
+			rc.busy = false
 			if next := rc.next; next != nil && !r.ended() {
 				rc.next = nil
 				r.fetch(*next)
@@ -365,9 +365,13 @@ func (r *Replica) dropTransfers() {
 }
 
 // reportTransfer tells the leader that the transfer lives; a queued one does too
-// (correctness rule 15).
+// (correctness rule 15). A halted replica takes none and says so.
 func (r *Replica) reportTransfer(o *outbox) {
 	rc := &r.rs.recv
+	if r.rs.state == StateHalted {
+		r.sendStatus(o, haltedHere, 0)
+		return
+	}
 	if rc.busy && rc.current != nil || rc.staged != nil || rc.installing {
 		r.sendStatus(o, transferAlive, 0)
 	}

@@ -18,8 +18,11 @@ func (r *Replica) quarantine(err error) {
 		return
 	}
 	r.log.Error("quarantined replica", "err", err)
+	halted := r.rs.state == StateHalted
 	r.close(StateQuarantined, err, fmt.Errorf("%w: %w", ErrQuarantined, err))
-	r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
+	if !halted { // else it was told then
+		r.h.opt.Events.Quarantined(r.spec.Group, r.spec.Replica, err)
+	}
 	r.h.opt.Events.ReplacementNeeded(r.spec.Group, r.spec.Replica, err.Error())
 }
 
@@ -69,16 +72,17 @@ func (r *Replica) close(st State, reason, err error) {
 	rs.quiet.on = false
 	r.h.ticking.remove(r)
 	r.reignEnded()
-	r.endState(err)
 	rs.lead, rs.role = raft.None, raft.StateFollower
-	r.announce()
+	r.endState(err)
 	r.refresh()
 }
 
-// endState closes the state machine and ends what waits for it.
+// endState closes the state machine, which leads no more, and ends what waits for it.
 func (r *Replica) endState(err error) {
 	r.dying.Store(true)
 	r.serving.Store(false)
+	r.announce()
+	r.rs.stateless = true
 	r.waiters.fail(0, err)
 	r.rs.reads.fail(err)
 	r.dropTransfers()

@@ -130,8 +130,15 @@ func (r *Replica) pinned(o *outbox, to ident.ReplicaID, seq uint64, p *snapshot.
 // transferStatus is a receiver's word about the transfer.
 func (r *Replica) transferStatus(it *item) {
 	rs := &r.rs
+	if rs.role != raft.StateLeader || it.term != rs.hs.Term {
+		return
+	}
+	if it.state == haltedHere {
+		r.followerHalted(it.from)
+		return
+	}
 	of := rs.offers[it.from]
-	if of == nil || rs.role != raft.StateLeader || it.term != rs.hs.Term {
+	if of == nil {
 		return
 	}
 	switch it.state {
@@ -146,7 +153,7 @@ func (r *Replica) transferStatus(it *item) {
 		r.h.opt.Server.Unpin(of.pin)
 		of.pin = 0
 		rs.rn.ReportSnapshot(uint64(it.from), raft.SnapshotFinish)
-	case wakeAsked, nodeBeat: // not of a transfer
+	case wakeAsked, nodeBeat, haltedHere: // not of a transfer
 	}
 }
 

@@ -179,7 +179,7 @@ func (r *Replica) noteItem(it *item) {
 	rs := &r.rs
 	q := &rs.quiet
 	if uint64(it.from) == rs.lead {
-		q.unheard = 0
+		q.unheard, rs.deaf = 0, 0
 	}
 	if it.kind == itemMessage {
 		switch it.msg.GetType() { //nolint:exhaustive // all others are activity

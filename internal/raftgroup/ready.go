@@ -212,9 +212,6 @@ func (r *Replica) handleReady(o *outbox) {
 			r.softState(rd.SoftState)
 		}
 		for _, m := range rd.Messages {
-			if rs.state == StateHalted && asksForVote(m) {
-				continue
-			}
 			switch m.GetTo() {
 			case raft.LocalAppendThread:
 				r.storageAppend(m)
@@ -251,6 +248,7 @@ func (r *Replica) leadershipLost() {
 	r.waiters.fail(rs.hs.Commit, ErrLeadershipLost)
 	rs.reads.fail(ErrLeadershipLost)
 	clear(rs.offers)
+	clear(rs.halted)
 	r.reignEnded()
 }
 
@@ -348,7 +346,7 @@ func (r *Replica) announce() {
 	}
 	rs.announced = now
 	r.log.Debug("leader changed", "leader", now.node, "term", now.term)
-	if w, ok := r.as.sm.(RoleWatcher); ok && rs.state != StateHalted { // it was told before it was closed
+	if w, ok := r.as.sm.(RoleWatcher); ok && !rs.stateless {
 		w.RoleChanged(now.node, now.term, now.me)
 	}
 	r.h.opt.Events.LeaderChanged(r.spec.Group, r.spec.Replica, now.node, now.term, now.me)

@@ -124,6 +124,17 @@ type raftSide struct {
 	nextCkpt  time.Time
 	// pressedUntil: the raftlog needs room; until then pins hold no log.
 	pressedUntil time.Time
+	// stateless: the state machine was told its last and is closed, or about to be.
+	stateless bool
+	// halted: when a leader's followers last said so. deaf: ticks since a halted follower heard its leader.
+	halted map[ident.ReplicaID]time.Time
+	deaf   int
+	// heir was asked last to take over, since heirAt in the term heirTerm.
+	heir     ident.ReplicaID
+	heirTerm ident.Term
+	heirAt   time.Time
+	// asked: when a replacement was asked for last.
+	asked time.Time
 	// dirty: status wants to be made anew; moved: perhaps only its indexes have
 	// changed; stale: those of followers have, which the next tick makes good.
 	dirty, moved, stale bool

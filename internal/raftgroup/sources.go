@@ -23,7 +23,7 @@ func (r *Replica) peersFor(to ident.ReplicaID, index ident.Index) []ident.NodeID
 	var peers []ident.NodeID
 	receiver := r.nodeOf(uint64(to))
 	for _, f := range r.followers() {
-		if f.Replica == to || f.Node == receiver || f.Learner || !f.Alive || f.State != "StateReplicate" || f.Match < index {
+		if f.Replica == to || f.Node == receiver || f.Learner || !f.Alive || f.Halted || f.State != "StateReplicate" || f.Match < index {
 			continue
 		}
 		if !slices.Contains(peers, f.Node) {

@@ -155,6 +155,7 @@ func (r *Replica) followers() []Follower {
 			f.LagBytes = size(f.Match, rs.last)
 		}
 		f.Alive = f.Node != 0 && r.h.reachable(f.Node)
+		f.Halted = r.isHalted(f.Replica)
 		out = append(out, f)
 	})
 	return out

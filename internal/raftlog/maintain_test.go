@@ -108,6 +108,25 @@ func TestPressure(t *testing.T) {
 	}
 }
 
+// A replica that never trims, idle or quarantined, and fills the oldest file keeps
+// the files behind it from being freed only until the log nears its limit.
+func TestDenseOldestFileIsRelocated(t *testing.T) {
+	l := open(t, vfs.NewCrashableMem())
+	check(t, l.Create([]Creation{voter(1), voter(2)}))
+	kept := run(1, 2, 40, 1, 1000) // 40 KB of the first file
+	check(t, add(l, 1, HardState{1, 0, 1}, kept))
+	next := ident.Index(2)
+	for range 2000 {
+		check(t, add(l, 2, HardState{1, 0, next - 1}, run(2, next, 1, 1, 1000)))
+		l.Trim(2, next-2)
+		next++
+	}
+	if s := settled(t, l); s.TotalBytes > testMaxBytes {
+		t.Fatalf("the log takes %d bytes of at most %d, live are %d", s.TotalBytes, testMaxBytes, s.LiveBytes)
+	}
+	wantEntries(t, l, 1, kept)
+}
+
 // Many short runs of the process leave many short files; they are freed again
 // when they are too many, though nothing is appended.
 func TestRestartsDoNotPileUpFiles(t *testing.T) {

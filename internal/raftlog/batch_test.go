@@ -157,6 +157,30 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// What trims take from the cache, and no eviction, leaves nothing behind either.
+func TestCacheForgetsTheTrimmed(t *testing.T) {
+	o := testOptions(vfs.NewCrashableMem())
+	o.CacheBytes = 1 << 20
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(1), voter(2)}))
+	idle := run(2, 2, 1, 1, 50)
+	check(t, add(l, 2, HardState{1, 0, 1}, idle)) // stays the oldest one in the cache
+	for next := ident.Index(2); next < 5000; next++ {
+		check(t, add(l, 1, HardState{1, 0, next - 1}, run(1, next, 1, 1, 50)))
+		if next%100 == 0 {
+			l.Trim(1, next-10)
+		}
+	}
+	settled(t, l)
+	closeLog(t, l)
+	if n := len(l.w.cache.order); n > 1500 {
+		t.Fatalf("%d elements for %d entries cached", n, len(l.replicas[1].cache))
+	}
+	if c := l.replicas[2].cache; len(c) != 1 || sameEntries(c, idle) != nil {
+		t.Fatalf("the oldest entry has left the cache: %v", c)
+	}
+}
+
 // Readers run while the log appends, trims, relocates, frees and reuses files:
 // each entry they get is right, or compacted.
 func TestReadersDuringWrites(t *testing.T) {

@@ -12,15 +12,19 @@ const entryOverhead = 48
 type tailCache struct {
 	limit, bytes int64
 	// order has one element a frame, from head on. Elements of entries gone by other
-	// ways stay; they evict nothing, or newer entries of the same index early.
+	// ways stay until sift; they evict nothing, or newer entries of the same index early.
 	order []cachedRun
 	head  int
+	left  int // elements that the last sift left
 }
 
 type cachedRun struct {
 	r    *replica
 	last ident.Index
 }
+
+// gone tells that its entries have left the cache.
+func (e *cachedRun) gone() bool { return len(e.r.cache) == 0 || e.r.cache[0].Index > e.last }
 
 func cacheCost(entries []Entry) (n int64) {
 	for i := range entries {
@@ -72,9 +76,19 @@ func (c *tailCache) shrink() {
 		c.dropTo(run.r, run.last)
 		run.r.mu.Unlock()
 	}
-	if c.head > 1024 && c.head > len(c.order)/2 {
-		n := copy(c.order, c.order[c.head:])
-		clear(c.order[n:])
-		c.order, c.head = c.order[:n], 0
+	if c.head > 1024 && c.head > len(c.order)/2 || len(c.order)-c.head > max(1024, 2*c.left) {
+		c.sift()
 	}
+}
+
+// sift drops the elements of entries that are gone: below the limit nothing else does.
+func (c *tailCache) sift() {
+	kept := c.order[:0]
+	for _, e := range c.order[c.head:] {
+		if !e.gone() {
+			kept = append(kept, e)
+		}
+	}
+	clear(c.order[len(kept):])
+	c.order, c.head, c.left = kept, 0, len(kept)
 }

@@ -95,6 +95,13 @@ func (l *Log) list() ([]uint64, error) {
 			return nil, fmt.Errorf("raftlog: %w", err)
 		}
 	}
+	if len(l.w.spare) > 0 {
+		// The process before may have ended between the rename and its sync: a file that is
+		// a log file on the disk must not be written anew.
+		if err := vfs.SyncDir(l.fs, l.opts.Dir); err != nil {
+			return nil, fmt.Errorf("raftlog: sync %s: %w", l.opts.Dir, err)
+		}
+	}
 	return numbers, nil
 }
 

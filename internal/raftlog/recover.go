@@ -247,6 +247,8 @@ func (l *Log) replayFooter(f *logFile, s *seal) error {
 			l.apply(f, &full)
 		case !errors.Is(err, ErrCorrupt):
 			return err
+		case fr.size == frameHeaderBytes: // no body: a remove record, void anyway, and the footer names who
+			l.apply(f, &frame{kind: kindRemove, replica: fr.replica, group: fr.group})
 		default:
 			l.applyDamage(f, fr.group, fr.replica, err)
 		}

@@ -585,6 +585,28 @@ func TestDamagedNodeRecord(t *testing.T) {
 	}
 }
 
+// A damaged remove record still removes, told by the frame's header or by the footer.
+func TestDamagedRemoveRecord(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		mem := vfs.NewCrashableMem()
+		l := open(t, mem)
+		check(t, l.Create([]Creation{voter(5), voter(6)}))
+		check(t, l.Remove(5))
+		check(t, add(l, 6, HardState{1, 0, 1}, nil))
+		check(t, add(l, 6, HardState{1, 0, 1}, nil)) // says that the record was durable
+		fs := crash(mem, 0, 1)
+		if closeLog(t, l); sealed {
+			fs = mem
+		}
+		file := readFile(t, fs, logPath(1))
+		file[frameOffsets(t, file)[2]+77] ^= 1
+		l = open(t, disk(t, map[string][]byte{logPath(1): file}))
+		if cs, q := l.Creations(), l.Recovery().Quarantined; len(cs) != 1 || len(q) > 0 || (l.Recovery().Scanned == 0) != sealed {
+			t.Fatalf("sealed %v: replicas %+v, quarantined %+v", sealed, cs, q)
+		}
+	}
+}
+
 // A file that was about to be freed and is back under both names after a crash is the log's.
 func TestFreedFileUnderBothNames(t *testing.T) {
 	file, _ := damagedLog(t)

@@ -416,8 +416,9 @@ func (h *Host) SpaceAvailable() {
 
 // onPressure is the raftlog's wish: these replicas pin its oldest files. Their
 // snapshots under way hold no log for a while: raftlog.max_bytes is the cap on what
-// pins hold, and who received one may need another, which is then a small one.
-func (h *Host) onPressure(ids []ident.ReplicaID) {
+// pins hold, and who received one may need another, which is then a small one. If it is
+// urgent they keep nothing for followers either, nor behind their checkpoints.
+func (h *Host) onPressure(ids []ident.ReplicaID, urgent bool) {
 	for _, id := range ids {
 		if r := h.byID(id); r != nil {
 			r.postLocal(localEvent{fn: func(*outbox) {
@@ -425,7 +426,7 @@ func (h *Host) onPressure(ids []ident.ReplicaID) {
 					r.giveWay()
 					return
 				}
-				r.rs.pressedUntil = time.Now().Add(pressureLasts)
+				r.rs.pressedUntil, r.rs.urgent = time.Now().Add(pressureLasts), urgent
 				r.trim()
 			}})
 			r.as.post(r, applyItem{fn: func() { r.checkpointNow("log pressure", nil) }})

@@ -36,7 +36,7 @@ type Log struct {
 	wake     bool
 	closing  bool
 	err      error // set once
-	pressure func([]ident.ReplicaID)
+	pressure func([]ident.ReplicaID, bool)
 
 	// repMu guards the map and node; the sync loop, their only writer, reads them without.
 	repMu    sync.RWMutex
@@ -226,9 +226,10 @@ func (l *Log) Trim(id ident.ReplicaID, to ident.Index) {
 
 // OnPressure sets the function called when old files should become free and
 // cannot: with the replicas that hold the oldest one. They should checkpoint and
-// Trim. It runs on the sync loop and must not block; it is called again with each
-// new file while that lasts.
-func (l *Log) OnPressure(fn func(replicas []ident.ReplicaID)) {
+// Trim; urgent, when more than 7/8 of MaxBytes are taken, they should keep nothing
+// that they can do without. It runs on the sync loop and must not block; it is called
+// again with each new file while that lasts.
+func (l *Log) OnPressure(fn func(replicas []ident.ReplicaID, urgent bool)) {
 	l.mu.Lock()
 	l.pressure = fn
 	l.wake = true

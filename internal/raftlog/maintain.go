@@ -123,7 +123,8 @@ func (l *Log) relieve() {
 	}
 	oldest := w.files[0]
 	limit := oldest.size / 8
-	if total > l.opts.MaxBytes/8*7 {
+	urgent := total > l.opts.MaxBytes/8*7
+	if urgent {
 		limit = oldest.size / 2
 		if w.live() < total/2 {
 			limit = maxFileBytes
@@ -147,8 +148,8 @@ func (l *Log) relieve() {
 	for i, r := range rs {
 		ids[i] = r.id
 	}
-	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(ids))
-	fn(ids)
+	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(ids), "urgent", urgent)
+	fn(ids, urgent)
 }
 
 // owners returns the replicas with something live in f, by id.

@@ -75,7 +75,7 @@ func TestPressure(t *testing.T) {
 	o := testOptions(mem)
 	l := openWith(t, o)
 	asked := make(chan []ident.ReplicaID, 100)
-	l.OnPressure(func(rs []ident.ReplicaID) { asked <- slices.Clone(rs) })
+	l.OnPressure(func(rs []ident.ReplicaID, _ bool) { asked <- slices.Clone(rs) })
 	check(t, l.Create([]Creation{voter(4), voter(5), voter(6)}))
 	for i := ident.Index(0); len(asked) == 0; i++ {
 		if s := settled(t, l); s.TotalBytes > o.MaxBytes/2+testFile {

@@ -81,6 +81,7 @@ func NewHost(opt Options) (*Host, error) {
 	h.loops.Go(h.tickLoop)
 	h.loops.Go(h.watchLog)
 	opt.Log.OnPressure(h.onPressure)
+	opt.Log.OnDamage(h.onDamage)
 	opt.Server.SetFinder(h.findCheckpoint)
 	return h, nil
 }
@@ -436,6 +437,13 @@ func (h *Host) onPressure(ids []ident.ReplicaID, urgent bool) {
 
 // pressureLasts is how long a wish of the raftlog is heeded; it repeats it.
 const pressureLasts = 10 * time.Second
+
+// onDamage is the raftlog's word that it cannot read what a replica relies on.
+func (h *Host) onDamage(id ident.ReplicaID, err error) {
+	if r := h.byID(id); r != nil {
+		r.failLog(fmt.Errorf("%w: %w", ErrCorrupt, err))
+	}
+}
 
 func (h *Host) tickLoop() {
 	t := time.NewTicker(h.opt.HeartbeatInterval)

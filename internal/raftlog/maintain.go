@@ -239,7 +239,7 @@ func (l *Log) moveReplica(r *replica, f *logFile, budget int64) (done bool, used
 		fr := frame{kind: kindRelocate, group: r.group, replica: r.id}
 		n, bad := gather(&fr, r, base, refs[i:], budget-used)
 		if bad != nil {
-			l.log.Error("raftlog entries unreadable, replica quarantined", "replica", r.id, "index", refs[i].first, "err", bad)
+			l.foundDamage(r, refs[i].first, bad)
 			fr.flags, fr.damage = hasDamage, bad.Error()
 			fr.first, fr.n, n = refs[i].first, refs[i].n, 1
 		}
@@ -250,6 +250,20 @@ func (l *Log) moveReplica(r *replica, f *logFile, budget int64) (done bool, used
 		i += n
 	}
 	return true, used, nil
+}
+
+// foundDamage quarantines r, whose entries from first on cannot be read: the record of it follows.
+func (l *Log) foundDamage(r *replica, first ident.Index, err error) {
+	l.log.Error("raftlog entries unreadable, replica quarantined", "replica", r.id, "index", first, "err", err)
+	r.mu.Lock()
+	r.damage, r.top = damageError(err.Error()), r.last()
+	r.mu.Unlock()
+	l.mu.Lock()
+	fn := l.damage
+	l.mu.Unlock()
+	if fn != nil {
+		fn(r.id, err)
+	}
 }
 
 // record is all of r but its entries, as one relocate frame.

@@ -645,7 +645,7 @@ func TestSpareIsDurableBeforeItIsUsed(t *testing.T) {
 	for next := ident.Index(2); l.Stats().Files < 5; next++ {
 		check(t, add(l, 1, HardState{1, 0, 1}, run(1, next, 1, 1, 4000)))
 	}
-	l.Trim(1, 20) // empties the first file alone
+	l.Trim(1, 20)                           // empties the first file alone
 	_ = add(l, 1, HardState{1, 0, 20}, nil) // the trim goes with it, if it was not seen before
 	<-l.Failed()
 	_ = l.Close()

@@ -181,6 +181,35 @@ func TestCacheForgetsTheTrimmed(t *testing.T) {
 	}
 }
 
+// A small append that was received keeps nothing in memory of what it was received with; one that
+// is large, or the caller's own, is not copied.
+func TestCacheCopiesSmallReceivedAppends(t *testing.T) {
+	o := testOptions(vfs.NewCrashableMem())
+	o.CacheBytes = 1 << 20
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(1)}))
+	next := ident.Index(2)
+	for _, tc := range []struct {
+		size           int // of each of two
+		own, sameBytes bool
+	}{{100, false, false}, {copyUpTo / 2, false, false}, {copyUpTo/2 + 1, false, true}, {100, true, true}} {
+		want := run(1, next, 2, 1, tc.size)
+		check(t, appendWait(l, &Append{Replica: 1, HardState: HardState{1, 0, 1}, Entries: want, Own: tc.own}))
+		got, err := l.Replica(1).Entries(next, next+2, 1<<20)
+		check(t, err)
+		check(t, sameEntries(got, want))
+		for i := range got {
+			if same := &got[i].Data[0] == &want[i].Data[0]; same != tc.sameBytes {
+				t.Fatalf("%+v: same memory: %v", tc, same)
+			}
+			if cap(got[i].Data) != len(got[i].Data) && !tc.sameBytes {
+				t.Fatalf("%+v: entry %d has room for %d bytes of the next", tc, i, cap(got[i].Data)-len(got[i].Data))
+			}
+		}
+		next += 2
+	}
+}
+
 // Readers run while the log appends, trims, relocates, frees and reuses files:
 // each entry they get is right, or compacted.
 func TestReadersDuringWrites(t *testing.T) {

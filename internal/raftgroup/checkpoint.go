@@ -293,12 +293,17 @@ func (r *Replica) trim() {
 		KeepEntries: uint64(r.h.opt.Policy.KeepEntries), KeepBytes: snapshot.KeepBytes,
 		HoldBytes: r.h.opt.Policy.HoldBytes, Bytes: r.bytesBetween(),
 	}
-	if rs.role == raft.StateLeader {
+	pressed := !time.Now().After(rs.pressedUntil)
+	urgent := pressed && rs.urgent
+	if urgent {
+		in.KeepEntries = 0
+	}
+	if rs.role == raft.StateLeader && !urgent {
 		for _, f := range r.followers() {
 			in.Followers = append(in.Followers, snapshot.Follower{Alive: f.Alive, Match: f.Match})
 		}
 	}
-	if time.Now().After(rs.pressedUntil) {
+	if !pressed {
 		in.Pinned = r.h.opt.Server.Live(r.spec.Group)
 	}
 	to := snapshot.TrimTo(in)

@@ -185,7 +185,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				hurt.replica().failApply(syscall.EIO)
 				c.eventually("it is halted", state(StateHalted))
 				press := func() {
-					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()})
+					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()}, false)
 					<-time.After(time.Second)
 				}
 				if press(); !state(StateHalted)() {

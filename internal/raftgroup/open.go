@@ -163,12 +163,10 @@ func (r *Replica) load(c raftlog.Creation) (err error) {
 	return r.startRaft(c)
 }
 
-// damaged tells what the raftlog's recovery found wrong with a replica.
+// damaged tells what the raftlog found wrong with a replica.
 func (h *Host) damaged(id ident.ReplicaID) error {
-	for _, d := range h.opt.Log.Recovery().Quarantined {
-		if d.Replica == id {
-			return fmt.Errorf("%w: %w", ErrCorrupt, d.Err)
-		}
+	if err := h.opt.Log.Damage(id); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return nil
 }

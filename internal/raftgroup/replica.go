@@ -122,8 +122,10 @@ type raftSide struct {
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time
-	// pressedUntil: the raftlog needs room; until then pins hold no log.
+	// pressedUntil: the raftlog needs room; until then pins hold no log and, if that
+	// is urgent, nothing else does.
 	pressedUntil time.Time
+	urgent       bool
 	// stateless: the state machine was told its last and is closed, or about to be.
 	stateless bool
 	// halted: when a leader's followers last said so. deaf: ticks since a halted follower heard its leader.

@@ -99,7 +99,8 @@ type Coordinator struct {
 func New(r Replica, sm *StateMachine, opt Options) *Coordinator {
 	opt = opt.withDefaults()
 	c := &Coordinator{r: r, sm: sm, opt: opt, log: opt.Logger, groups: map[string]*liveGroup{}}
-	c.roleChanged(sm.watchRole(c.roleChanged))
+	sm.watchRole(c.roleChanged)
+	c.roleChanged()
 	return c
 }
 
@@ -133,9 +134,11 @@ func (c *Coordinator) later(f func()) { c.after = append(c.after, f) }
 
 // roleChanged starts or ends serving. It runs on a raft worker and must not
 // block: loading goes on when ReadIndex answers, what waits is told by another goroutine.
-func (c *Coordinator) roleChanged(r role) {
+// Calls may overtake each other, so each looks at the role there is once mu is held.
+func (c *Coordinator) roleChanged() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	r := c.sm.currentRole()
 	if c.phase == phaseClosed || r.leading && c.phase != phaseFollower && c.term == r.term {
 		return
 	}

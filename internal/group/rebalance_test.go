@@ -224,6 +224,31 @@ func TestAssignmentThatCannotBeStored(t *testing.T) {
 	})
 }
 
+// New and RoleChanged may come to the coordinator's lock in any order: what counts is the role there is then.
+func TestRoleToldLateChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{})
+		defer s.close()
+		n := s.nodes[0]
+		late := n.c.roleChanged // of a time when it did not lead
+		s.elect(0)
+		late()
+		synctest.Wait()
+		if !n.c.Ready() {
+			t.Fatal("leads and does not serve")
+		}
+		s.lead = -1
+		n.sm.mu.Lock()
+		n.sm.role = role{false, 2} // not told yet
+		n.sm.mu.Unlock()
+		late() // of a time when it did
+		synctest.Wait()
+		if n.c.Ready() {
+			t.Fatal("serves and does not lead")
+		}
+	})
+}
+
 func TestGroupOutlivesItsCoordinator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShard(t, 3, Options{})

@@ -385,7 +385,8 @@ func TestFetchIsConfirmed(t *testing.T) {
 			t.Fatal(got)
 		}
 		for err, want := range map[error]int16{
-			raftgroup.ErrTimeout: errNotAvailable, raftgroup.ErrNotLeader: errNotCoordinator,
+			raftgroup.ErrTimeout: errLoadInProgress, raftgroup.ErrBusy: errLoadInProgress, errBoom: errLoadInProgress,
+			raftgroup.ErrNotLeader: errNotCoordinator,
 		} {
 			s.set(func() { s.nodes[0].readErr = err })
 			if got := c.Fetch(t.Context(), "g", nil); got.ErrorCode != want || len(got.Topics) > 0 {
@@ -394,7 +395,8 @@ func TestFetchIsConfirmed(t *testing.T) {
 		}
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if got := c.Fetch(gone, "g", nil); got.ErrorCode == 0 {
+		s.set(func() { s.nodes[0].readErr, s.nodes[0].readHeld = nil, true })
+		if got := c.Fetch(gone, "g", nil); got.ErrorCode != errLoadInProgress {
 			t.Fatalf("client went away: %+v", got)
 		}
 	})

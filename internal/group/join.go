@@ -311,6 +311,9 @@ func (c *Coordinator) joinDue(g *liveGroup, now time.Time) {
 	c.completeJoin(g)
 }
 
+// minRejoin keeps members that wait for nobody, and are away, from costing a core.
+const minRejoin = time.Second
+
 // completeJoin begins the next generation with those who joined. Dynamic members
 // that did not are out; static ones stay until their session ends.
 func (c *Coordinator) completeJoin(g *liveGroup) {
@@ -326,7 +329,8 @@ func (c *Coordinator) completeJoin(g *liveGroup) {
 		}
 	}
 	if joined == 0 && len(g.members) > 0 {
-		c.setJoinTimer(g, time.Now().Add(g.rebalanceTimeout())) // only static members, all away
+		again := max(g.rebalanceTimeout(), minRejoin)
+		c.setJoinTimer(g, time.Now().Add(again)) // only static members, all away
 		return
 	}
 	g.generation++

@@ -249,6 +249,32 @@ func TestRoleToldLateChangesNothing(t *testing.T) {
 	})
 }
 
+// A rebalance timeout of 0 ends the wait for static members that are away at once, time and again.
+func TestAbsentStaticMembersSpinNothing(t *testing.T) {
+	s := newShard(t, 1, Options{InitialDelay: -1})
+	n := s.nodes[0]
+	defer n.c.Close()
+	meta := &Group{ID: "g", Version: 1, Generation: 4, ProtocolType: "consumer", Protocol: "range", Leader: "a"}
+	for _, id := range []string{"a", "b"} {
+		meta.Members = append(meta.Members, Member{ID: id, InstanceID: str("i" + id), SessionMs: 600_000})
+	}
+	n.sm.st.put(meta)
+	s.lead, s.term = 0, 1
+	n.sm.RoleChanged(1, 1, true)
+	for !n.c.Ready() {
+		time.Sleep(time.Millisecond)
+	}
+	if code := leave(n.c, "a", nil); code != errFenced && code != 0 {
+		t.Fatal(code)
+	}
+	time.Sleep(300 * time.Millisecond) // of real time: synctest's would stand still
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if g := n.c.groups["g"]; g.state != PreparingRebalance || g.joinSeq > 2 {
+		t.Errorf("%s: %d deadlines in 300 ms", g.state, g.joinSeq)
+	}
+}
+
 func TestGroupOutlivesItsCoordinator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShard(t, 3, Options{})

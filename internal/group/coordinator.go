@@ -21,6 +21,7 @@ type Options struct {
 	// members after the last that came. Negative: not at all. [500 ms]
 	InitialDelay time.Duration
 	// MinSession and MaxSession bound the session timeouts members may ask for [6 s, 30 min].
+	// A longer rebalance timeout counts as MaxSession.
 	MinSession, MaxSession time.Duration
 	// MaxMetadata bounds the metadata of a committed offset, in bytes [4096].
 	MaxMetadata int

@@ -62,7 +62,8 @@ func (c *Coordinator) join(req *kmsg.JoinGroupRequest, clientID, clientHost stri
 		rebalance: session, protocolType: req.ProtocolType, protocols: copyProtocols(req.Protocols), join: answer,
 	}
 	if req.Version >= 1 && req.RebalanceTimeoutMillis >= 0 {
-		n.rebalance = time.Duration(req.RebalanceTimeoutMillis) * time.Millisecond
+		// Old clients ask for 24 days and are not refused as for their session.
+		n.rebalance = min(time.Duration(req.RebalanceTimeoutMillis)*time.Millisecond, c.opt.MaxSession)
 	}
 	g := c.groups[req.Group]
 	if g == nil {

@@ -2,6 +2,7 @@ package group
 
 import (
 	"context"
+	"math"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -273,6 +274,26 @@ func TestAbsentStaticMembersSpinNothing(t *testing.T) {
 	if g := n.c.groups["g"]; g.state != PreparingRebalance || g.joinSeq > 2 {
 		t.Errorf("%s: %d deadlines in 300 ms", g.state, g.joinSeq)
 	}
+}
+
+// A member that asks for more waits no longer than the longest session.
+func TestRebalanceTimeoutIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		c := s.elect(0)
+		req := joinReq(3, "", nil)
+		req.RebalanceTimeoutMillis = math.MaxInt32 // what Kafka Streams asks for until 2.2
+		first := join(t, c, req).get()
+		began := time.Now()
+		second := join(t, c, joinReq(3, "", nil))
+		for heartbeat(c, first.MemberID, first.Generation) == errRebalance { // and does not join again
+			time.Sleep(5 * time.Second)
+		}
+		if r, ok := second.now(); !ok || r.ErrorCode != 0 || time.Since(began) > 31*time.Minute {
+			t.Errorf("after %v: answered %v", time.Since(began), ok)
+		}
+	})
 }
 
 func TestGroupOutlivesItsCoordinator(t *testing.T) {

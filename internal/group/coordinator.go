@@ -1,6 +1,7 @@
 package group
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -296,9 +297,12 @@ type waiter func(code int16)
 
 // Applied implements raftgroup.Waiter.
 func (w waiter) Applied(_ ident.Index, _ ident.Term, res raftgroup.Result, err error) {
+	said, _ := res.(error)
 	switch {
 	case err != nil:
 		w(codeOf(err))
+	case errors.Is(said, errKept):
+		w(errNonEmpty)
 	case res != nil:
 		w(errUnknown) // an entry that does not decode: nobody else may think it did
 	default:

@@ -361,13 +361,37 @@ func (c *Coordinator) completeJoin(g *liveGroup) {
 	c.log.Info("members joined", "group", g.id, "generation", g.generation, "members", len(g.members), "protocol", g.protocol)
 }
 
-// becomeEmpty replicates that nobody is left, so that the generation never goes back.
 func (c *Coordinator) becomeEmpty(g *liveGroup) {
 	g.state, g.protocol, g.leader = Empty, "", ""
+	c.storeEmpty(g)
+	c.log.Info("group is empty", "group", g.id, "generation", g.generation)
+}
+
+// emptyRetry is when the group's emptiness is proposed again after that failed.
+const emptyRetry = 5 * time.Second
+
+// storeEmpty replicates that nobody is left, so that the generation never goes
+// back, and tries again until it is stored or somebody joins: while the state
+// holds members, the group is not deleted and its offsets do not expire.
+func (c *Coordinator) storeEmpty(g *liveGroup) {
 	meta := c.snapshot(g, nil)
 	meta.EmptySinceMs = nowMs()
-	c.propose(encodePutGroup(nowMs(), meta), func(int16) {})
-	c.log.Info("group is empty", "group", g.id, "generation", g.generation)
+	c.propose(encodePutGroup(nowMs(), meta), func(code int16) {
+		if code == 0 {
+			return
+		}
+		c.locked(func() {
+			if g.emptyAt(meta.Generation) {
+				c.schedule(&timer{at: time.Now().Add(emptyRetry), kind: timerEmpty, group: g, seq: uint64(uint32(meta.Generation))})
+			}
+		})
+	})
+}
+
+// emptyAt tells whether nobody has joined since the group became empty at a generation. A group of
+// a coordinator that serves no more is Dead.
+func (g *liveGroup) emptyAt(generation int32) bool {
+	return g.state == Empty && g.generation == generation
 }
 
 // joined is the answer to a member of the current generation.

@@ -41,8 +41,8 @@ func Open(_ vfs.FS, dir string, blob []byte, _ []raftgroup.CaptureFile) (raftgro
 	return m, nil
 }
 
-// Apply implements raftgroup.StateMachine. A Result is nil, or the error of an
-// entry that does not decode, which changes nothing on any replica.
+// Apply implements raftgroup.StateMachine. A Result is nil, errKept, or the
+// error of an entry that does not decode, which changes nothing on any replica.
 func (m *StateMachine) Apply(entries []raftgroup.Entry) ([]raftgroup.Result, error) {
 	results := make([]raftgroup.Result, len(entries))
 	m.mu.Lock()

@@ -92,8 +92,8 @@ type Coordinator struct {
 	// version is the highest Group.Version given. Two proposals may change places on
 	// their way; apply keeps the one with the higher version.
 	version  uint64
-	sweeps   []verdict // scans to be done
-	sweeping bool      // a goroutine does them
+	sweeps   []sweep // scans to be done
+	sweeping bool    // a goroutine does them
 	wg       sync.WaitGroup
 }
 

@@ -25,13 +25,16 @@ func joinError(member string, code int16) joinResult {
 
 // Join answers a JoinGroup request of the classic protocol, at the end of the
 // rebalance it takes part in. Group and member ids, protocols and their order
-// are the client's; the metadata bytes are passed on untouched.
+// are the client's; the metadata bytes are passed on untouched. Nothing of req is
+// kept once Join returns.
 func (c *Coordinator) Join(_ context.Context, req *kmsg.JoinGroupRequest, clientID, clientHost string, reply func(*kmsg.JoinGroupResponse)) {
+	version := req.Version
 	answer := func(res joinResult) {
-		resp := req.ResponseKind().(*kmsg.JoinGroupResponse)
+		resp := kmsg.NewPtrJoinGroupResponse()
+		resp.Version = version
 		resp.ErrorCode, resp.Generation, resp.LeaderID, resp.MemberID = res.code, res.generation, res.leader, res.member
 		resp.SkipAssignment, resp.Members = res.skip, res.members
-		if res.code == 0 || req.Version < 7 {
+		if res.code == 0 || version < 7 {
 			resp.Protocol = &res.protocol
 		}
 		if res.code == 0 {

@@ -302,7 +302,8 @@ func (r *Replica) installed(o *outbox, inst *install) {
 		_ = r.h.opt.Receiver.Done(ctx, inst.offer, r.h.opt.Sender) // the pin expires by itself otherwise
 		r.bg.Lock()
 		defer r.bg.Unlock()
-		if err := snapshot.RemoveOthers(r.h.opt.FS, r.base, inst.gen); err != nil && r.h.ctx.Err() == nil {
+		// Done may have taken its time: the next generation may be live by now.
+		if err := snapshot.RemoveOlder(r.h.opt.FS, r.base, inst.gen); err != nil && r.h.ctx.Err() == nil {
 			r.log.Warn("old generation not removed", "err", err) // the next start does it
 		}
 	})

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"path"
@@ -15,6 +16,7 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/snapshot"
+	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
 
@@ -220,4 +222,46 @@ func (i ignored) Applied(_ ident.Index, _ ident.Term, _ Result, err error) {
 	if err == nil {
 		i.n.Add(1)
 	}
+}
+
+// slowDone is a network on which nobody answers that a snapshot is not needed any more.
+type slowDone struct{ transport.Sender }
+
+func (s slowDone) Call(ctx context.Context, n ident.NodeID, method string, req []byte) ([]byte, error) {
+	if method == snapshot.MethodDone {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.Sender.Call(ctx, n, method, req)
+}
+
+// TestRule13LateCleanUp: a second snapshot is installed before the first one's remains are removed.
+func TestRule13LateCleanUp(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		smallSteps(c)
+		tune := c.tune
+		c.tune = func(o *Options) { tune(o); o.Policy.HoldBytes = 1; o.Sender = slowDone{o.Sender} }
+	}, func(c *cluster) {
+		c.create(3)
+		f := c.follower()
+		for n := range 2 {
+			c.net.Isolate(f.id)
+			c.fill("k", 60*n, 60*n+60)
+			c.trimmedLeader(ident.Index(60*n + 40))
+			c.net.HealAll()
+			c.eventually("installed", func() bool { return f.replica().Status().SnapshotsInstalled == uint64(n+1) })
+		}
+		<-time.After(10 * time.Second)
+		names, err := vfs.List(f.fs, f.replica().base)
+		must(t, err)
+		if !slices.Equal(names, []string{"g3"}) {
+			t.Errorf("left %v", names)
+		}
+		id, store := f.id, f.store
+		f = c.boot(id, store, f.kill(100))
+		if err := f.ev.quarantine(f.replica().ID()); err != nil {
+			t.Error(err)
+		}
+		c.converge(120)
+	})
 }

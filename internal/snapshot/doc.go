@@ -50,7 +50,7 @@
 //	ck, blob, err := snapshot.Read(fs, staged.Dir)     // staged.Dir is base/g8
 //	// step MsgSnap; one raftlog Install record with generation 8; switch; then
 //	receiver.Done(ctx, offer, source)                  // the source drops its pin
-//	snapshot.RemoveOthers(fs, base, 8)
+//	snapshot.RemoveOlder(fs, base, 8)                  // 9 may be complete by now
 //
 // A Fetch that failed or was cancelled keeps its staging: the next Fetch into
 // the same Base and Next goes on, whatever the new offer is. Cancel and wait

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync/atomic"
@@ -271,7 +272,7 @@ type rotten struct {
 	bad *atomic.Pointer[vfs.FS]
 }
 
-func (s rotten) Verify() error {
+func (s rotten) Verify(context.Context) error {
 	if bad := s.bad.Load(); bad != nil && *bad == s.fs {
 		return ErrCorrupt
 	}
@@ -290,7 +291,7 @@ func TestDamagedSnapshotIsNotInstalled(t *testing.T) {
 			if tune != nil {
 				tune(o)
 			}
-			o.Verify = func(vfs.FS, Spec, string, []byte, []CaptureFile) error {
+			o.Verify = func(context.Context, vfs.FS, Spec, string, []byte, []CaptureFile) error {
 				if bad.Load() != nil && !served.Load() {
 					return ErrCorrupt
 				}

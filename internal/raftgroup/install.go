@@ -143,23 +143,35 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	if err != nil {
 		return nil, err
 	}
-	ck, blob, err := snapshot.Read(h.opt.FS, staged.Dir)
+	stop := h.opt.Receiver.KeepPins(ctx, offer, h.opt.Sender)
+	defer stop()
+	inst, err := r.prove(ctx, staged)
 	if err != nil {
 		return nil, staged.Failed(err)
 	}
-	if ck.Group != r.spec.Group {
-		return nil, staged.Failed(fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group))
+	inst.offer, inst.started = offer, started
+	return inst, nil
+}
+
+// prove reads a staged snapshot and all its files. That takes as long as the disk wants; ctx ends it.
+func (r *Replica) prove(ctx context.Context, staged *snapshot.Staged) (*install, error) {
+	ck, blob, err := snapshot.Read(r.h.opt.FS, staged.Dir)
+	if err != nil {
+		return nil, err
 	}
-	if err := r.verifyStaged(staged.Dir, blob, ck); err != nil {
-		return nil, staged.Failed(err)
+	if ck.Group != r.spec.Group {
+		return nil, fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group)
+	}
+	if err := r.verifyStaged(ctx, staged.Dir, blob, ck); err != nil {
+		return nil, err
 	}
 	mem, err := checkpointMembership(ck)
 	if err != nil {
-		return nil, staged.Failed(err)
+		return nil, err
 	}
 	return &install{
 		index: ck.Point.Index, term: ck.Point.Term, gen: staged.Generation, mem: mem, dir: staged.Dir, blob: blob,
-		offer: offer, received: staged.BytesReceived, from: staged.From, reused: staged.BytesReused, started: started,
+		received: staged.BytesReceived, from: staged.From, reused: staged.BytesReused,
 	}, nil
 }
 

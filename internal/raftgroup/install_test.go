@@ -265,3 +265,91 @@ func TestRule13LateCleanUp(t *testing.T) {
 		c.converge(120)
 	})
 }
+
+// slowToProve has received snapshots looked at for d, or until the look is ended, which is said to ended.
+func slowToProve(c *cluster, d time.Duration, begun, ended *atomic.Int64) {
+	smallSteps(c)
+	tune := c.tune
+	c.tune = func(o *Options) {
+		tune(o)
+		o.Verify = func(ctx context.Context, _ vfs.FS, _ Spec, _ string, _ []byte, _ []CaptureFile) error {
+			begun.Add(1)
+			select {
+			case <-time.After(d):
+				return nil
+			case <-ctx.Done():
+				ended.Add(1)
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// TestPinLastsUntilSnapshotIsProved: reading a large snapshot takes longer than a pin that nobody renews. Without
+// the pin the log behind the snapshot would be gone, and the next one would end alike.
+func TestPinLastsUntilSnapshotIsProved(t *testing.T) {
+	var begun, ended atomic.Int64
+	inCluster(t, 3, func(c *cluster) { slowToProve(c, 5*time.Minute, &begun, &ended) }, func(c *cluster) {
+		back := c.boot(c.away())
+		n := 90
+		for end := time.Now().Add(6 * time.Minute); time.Now().Before(end); <-time.After(2 * time.Second) {
+			c.fill("k", n, n+1)
+			n++
+		}
+		c.converge(n)
+		if got := back.replica().Status().SnapshotsInstalled; got != 1 || begun.Load() != 1 {
+			t.Errorf("%d snapshots installed, %d looked at", got, begun.Load())
+		}
+	})
+}
+
+// TestProvingEnds: a look at a received snapshot, or at the own state, is ended by a stop and by a removal.
+func TestProvingEnds(t *testing.T) {
+	for what, end := range map[string]func(nd *node){
+		"stop":   func(nd *node) { nd.stop(context.Background()) },
+		"remove": func(nd *node) { must(t, nd.host.Remove(nd.replica().ID())) },
+		"own": func(nd *node) {
+			r := nd.replica()
+			r.postLocal(localEvent{fn: func(*outbox) { r.verifySelf() }})
+			<-time.After(time.Second)
+			must(t, nd.host.Remove(r.ID()))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var begun, ended atomic.Int64
+			inCluster(t, 3, func(c *cluster) {
+				slowToProve(c, time.Hour, &begun, &ended)
+				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+					sm, err := OpenMemory(fs, dir, blob, files)
+					return endless{sm.(*MemoryStateMachine), &ended}, err
+				}
+			}, func(c *cluster) {
+				back := c.boot(c.away())
+				c.eventually("it looks", func() bool { return begun.Load() == 1 })
+				start, want := time.Now(), int64(1)
+				if end(back); what == "own" {
+					want = 2
+				}
+				c.eventually("it ends", func() bool { return ended.Load() >= want })
+				if took := time.Since(start); took > time.Minute {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// endless never comes to an end of what it stores.
+type endless struct {
+	*MemoryStateMachine
+	ended *atomic.Int64
+}
+
+func (s endless) Verify(ctx context.Context) error {
+	select {
+	case <-time.After(time.Hour):
+	case <-ctx.Done():
+		s.ended.Add(1)
+	}
+	return ctx.Err()
+}

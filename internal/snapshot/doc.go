@@ -47,7 +47,9 @@
 //	staged, err := receiver.Fetch(ctx, offer, snapshot.FetchOptions{
 //		Base: base, Live: 7, Next: 8, Donors: donors, Reserve: reserve, Priority: snapshot.PriorityVoter,
 //		More: []snapshot.ChunkSource{archive}}, source)
+//	stop := receiver.KeepPins(ctx, offer, source)      // while what was staged is looked at
 //	ck, blob, err := snapshot.Read(fs, staged.Dir)     // staged.Dir is base/g8
+//	stop()
 //	// step MsgSnap; one raftlog Install record with generation 8; switch; then
 //	receiver.Done(ctx, offer, source)                  // the source drops its pin
 //	snapshot.RemoveOlder(fs, base, 8)                  // 9 may be complete by now

@@ -245,6 +245,36 @@ func (r *Receiver) Done(ctx context.Context, offer Offer, src Source) error {
 	return errors.Join(errs...)
 }
 
+// KeepPins renews the pins of an offer until stop is called: for who works on what was
+// fetched, while the sources are to keep the log behind it. stop waits for the last call.
+func (r *Receiver) KeepPins(ctx context.Context, offer Offer, src Source) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(renewEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r.renew(ctx, offer, src)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+// renew tells the sources of an offer once that the receiver lives. A pin that is gone is no
+// matter here: the source offers another if the log behind it is gone, too.
+func (r *Receiver) renew(ctx context.Context, offer Offer, src Source) {
+	ctx, cancel := context.WithTimeout(ctx, r.opt.ProgressTimeout)
+	defer cancel()
+	for _, s := range offer.Sources {
+		_, _ = src.Call(ctx, s.Node, MethodRenew, request{pin: s.Pin}.encode())
+	}
+}
+
 // Discard removes what was fetched for a replica and never became live. It
 // returns ErrBusy while a Fetch into base runs.
 func (r *Receiver) Discard(group ident.GroupID, base string, live uint64) error {

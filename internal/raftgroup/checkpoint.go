@@ -145,6 +145,7 @@ func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {
 	}
 	invariant.Point("raftgroup.checkpoint.sync")
 	if err := j.capture.Sync(); err != nil {
+		j.r.h.opt.Receiver.MarkUnsynced(j.dir) // the replica that takes this one's place here would link its files
 		return info, err, err
 	}
 	ck := snapshot.Checkpoint{

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -9,9 +10,11 @@ import (
 	"testing"
 	"time"
 
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -321,5 +324,88 @@ func TestDamagedSnapshotIsNotInstalled(t *testing.T) {
 			st := back.replica().Status()
 			return st.AppliedIndex >= hurt.replica().Status().CommitIndex
 		})
+	})
+}
+
+// lyingFS fails the first sync of one file, and says yes to later ones, as a kernel does that has dropped what it could not write.
+type lyingFS struct {
+	vfs.FS
+	target string
+	failed atomic.Bool
+}
+
+func (o *lyingFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil || name != o.target {
+		return f, err
+	}
+	return &lyingFile{f, o}, nil
+}
+
+func (o *lyingFS) OpenReadWrite(name string, cat vfs.WriteCategory, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.OpenReadWrite(name, cat, opts...)
+	return o.wrap(name, f, err)
+}
+
+func (o *lyingFS) Open(name string, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.Open(name, opts...)
+	return o.wrap(name, f, err)
+}
+
+type lyingFile struct {
+	vfs.File
+	o *lyingFS
+}
+
+func (f *lyingFile) Sync() error { return f.SyncData() }
+
+func (f *lyingFile) SyncData() error {
+	if !f.o.failed.Swap(true) {
+		return syscall.EIO
+	}
+	return nil
+}
+
+// TestRule13SuccessorOfAFailedSync: a replica is halted by a failed sync of its file, and its successor on the same node takes
+// what is in that file. A later sync of it proves nothing: after a power loss the successor has it all the same.
+func TestRule13SuccessorOfAFailedSync(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		c.open = openFileMachine
+		c.tune = func(o *Options) {
+			o.Policy = Policy{ThresholdEntries: 1000, KeepEntries: -1, HoldBytes: 1}
+			if o.Node == 2 {
+				o.FS = &lyingFS{FS: o.FS, target: "/data/replicas/aa-0.12/g1/" + machineFile}
+				o.Receiver = snapshot.NewReceiver(snapshot.ReceiverOptions{FS: o.FS, Logger: o.Logger})
+			}
+		}
+	}, func(c *cluster) {
+		c.create(3)
+		c.write(0, 20)
+		hurt := c.nodes[2]
+		<-time.After(3 * time.Second)
+		hurt.replica().TakeCheckpoint(nil)
+		c.eventually("halted", func() bool { return hurt.replica().Status().State == StateHalted })
+		fresh := Member{Replica: 99, Node: 2, Store: storeOf(2, 0)}
+		must(t, hurt.host.Create([]Spec{specFor(fresh, nil)}))
+		hurt.host.Start(testGroup)
+		c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 1, ProposeOptions{}, w) })
+		c.leader().replica().TakeCheckpoint(nil)
+		c.eventually("the successor has a snapshot", func() bool {
+			st := hurt.replica().Status()
+			return st.SnapshotsInstalled == 1 && st.State == StateRunning
+		})
+		if st := hurt.replica().Status(); st.SnapshotBytesReused < 20*64<<10 {
+			t.Errorf("%d bytes reused", st.SnapshotBytesReused)
+		}
+		want, err := vfs.ReadFile(c.leader().fs, c.leader().replica().base+"/g1/"+machineFile, 1<<30)
+		must(t, err)
+		dir := hurt.replica().base + "/g2/"
+		disk := hurt.kill(0)
+		got, err := vfs.ReadFile(disk, dir+machineFile, 1<<30)
+		must(t, err)
+		ck, err := snapshot.ReadHeader(disk, dir)
+		must(t, err)
+		if n := int(ck.Files[0].Size); len(got) < n || !bytes.Equal(want[:n], got[:n]) {
+			t.Errorf("the durable checkpoint names %d bytes, of %d on the disk", n, len(got))
+		}
 	})
 }

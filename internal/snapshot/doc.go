@@ -18,7 +18,7 @@
 //
 // Taking a checkpoint, on a background goroutine:
 //
-//	capture.Sync()
+//	capture.Sync()                                     // failed: receiver.MarkUnsynced(that directory)
 //	info, err := snapshot.Write(fs, snapshot.GenDir(base, 7), snapshot.Checkpoint{
 //		Group: g, Point: p, Files: files, CreatedAt: now}, snapshot.Zstd, capture.WriteTo)
 //	capture.Published()
@@ -88,7 +88,8 @@
 // Part files are handed to the kernel every 4 MiB and synced every 32 MiB, so a power
 // loss costs at most those of the files at work, a kill what was under way.
 //
-// A sync that failed is final: a local file gets a mark (NAME.unsynced) and is copied
+// A sync that failed is final: a local file, or the generation of an owner whose sync failed
+// (MarkUnsynced), gets a mark (NAME.unsynced) and is copied
 // instead of linked from then on, a part file is removed, and of a staging of which a directory could not be synced
 // nothing is used again. The mark need not be durable (unsynced.go).
 //

@@ -112,7 +112,7 @@ func remove(fs vfs.FS, base string, keep uint64, gs []Generation) error {
 			err = unstage(fs, base, g.N)
 		} else {
 			invariant.Point("snapshot.generation.remove")
-			err = fs.RemoveAll(g.Dir)
+			err = errors.Join(fs.RemoveAll(g.Dir), removeIfThere(fs, g.Dir+unsyncedSuffix))
 		}
 		if err != nil {
 			return fmt.Errorf("remove generation %s: %w", g.Dir, err)

@@ -143,6 +143,19 @@ func (r *Replica) verifySelf() {
 	})
 }
 
+// spoilt hears of a file here that others cannot be given. A checkpoint is written anew; of
+// other files nobody here has the bytes, and who leads without them keeps out whoever needs them.
+func (h *Host) spoilt(s snapshot.Spoilt) {
+	r := h.byID(s.Replica)
+	switch {
+	case r == nil || r.dying.Load() || s.Dir != snapshot.GenDir(r.base, r.liveGen.Load()): // on its way out
+	case s.Name == snapshot.CheckpointName:
+		r.renewCheckpoint(s.Err)
+	default:
+		r.Damaged(s.Err)
+	}
+}
+
 // verifyStaged proves that a complete snapshot is what was once written: its
 // hashes only say that it is what the sender has.
 func (r *Replica) verifyStaged(ctx context.Context, dir string, blob []byte, ck snapshot.Checkpoint) error {
@@ -151,10 +164,12 @@ func (r *Replica) verifyStaged(ctx context.Context, dir string, blob []byte, ck 
 	}
 	err := r.h.opt.Verify(ctx, r.h.opt.FS, r.spec, dir, blob, captureFiles(ck))
 	if errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("%w: %w", errSentDamage, err)
+		return sentDamage(err)
 	}
 	return err
 }
+
+func sentDamage(err error) error { return fmt.Errorf("%w: %w", errSentDamage, err) }
 
 // captureFiles lists a checkpoint's files as OpenFunc wants them.
 func captureFiles(ck snapshot.Checkpoint) []CaptureFile {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"path"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -408,4 +409,102 @@ func TestRule13SuccessorOfAFailedSync(t *testing.T) {
 			t.Errorf("the durable checkpoint names %d bytes, of %d on the disk", n, len(got))
 		}
 	})
+}
+
+// deafFS cannot read one file any more once it is told.
+type deafFS struct {
+	vfs.FS
+	name string
+	on   *atomic.Bool
+}
+
+type deafFile struct {
+	vfs.File
+	on *atomic.Bool
+}
+
+func (f deafFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.on.Load() {
+		return 0, syscall.EIO
+	}
+	return f.File.ReadAt(p, off)
+}
+
+func (o deafFS) Open(name string, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.Open(name, opts...)
+	if err == nil && path.Base(name) == o.name {
+		f = deafFile{f, o.on}
+	}
+	return f, err
+}
+
+// TestLeaderThatCannotSendStandsBack: it has a file that its disk does not read, or that is gone or cut. Nobody could come back
+// through a snapshot while it leads.
+func TestLeaderThatCannotSendStandsBack(t *testing.T) {
+	for what, spoil := range map[string]func(fs vfs.FS, name string, deaf *atomic.Bool) error{
+		"unreadable": func(_ vfs.FS, _ string, deaf *atomic.Bool) error { deaf.Store(true); return nil },
+		"gone":       func(fs vfs.FS, name string, _ *atomic.Bool) error { return fs.Remove(name) },
+		"cut":        func(fs vfs.FS, name string, _ *atomic.Bool) error { return vfs.WriteFileSync(fs, name, nil, vfs.CategorySegment) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			var deaf [4]atomic.Bool
+			inCluster(t, 3, func(c *cluster) {
+				smallSteps(c)
+				tune := c.tune
+				c.open = openFileMachine
+				c.tune = func(o *Options) {
+					tune(o)
+					nd := c.nodes[o.Node]
+					must(t, nd.srv.Close())
+					nd.srv = snapshot.NewServer(snapshot.ServerOptions{FS: deafFS{o.FS, machineFile, &deaf[o.Node]}, Logger: o.Logger})
+					o.Server = nd.srv
+				}
+			}, func(c *cluster) {
+				id, store, disk := c.away()
+				hurt := c.leader()
+				must(t, spoil(hurt.fs, hurt.replica().base+"/g1/"+machineFile, &deaf[hurt.id]))
+				back := c.boot(id, store, disk)
+				c.eventually("installed from another", func() bool { return back.replica().Status().SnapshotsInstalled == 1 })
+				hurt.ev.mu.Lock()
+				defer hurt.ev.mu.Unlock()
+				if l := c.leads(); l == hurt || len(hurt.ev.replace) != 1 {
+					t.Errorf("asked for replacements %v", hurt.ev.replace)
+				}
+			})
+		})
+	}
+}
+
+// TestSpoiltCheckpointIsWrittenAnew: nobody looks at a leader's checkpoint but who receives it. Its index is that of the last entry,
+// so that none is due.
+func TestSpoiltCheckpointIsWrittenAnew(t *testing.T) {
+	for what, spoil := range map[string]func(b []byte) []byte{
+		"blob":   func(b []byte) []byte { b[len(b)-34] ^= 1; return b },
+		"header": func(b []byte) []byte { b[30] ^= 1; return b },
+		"cut":    func(b []byte) []byte { return b[:len(b)-1] },
+		"empty":  func([]byte) []byte { return nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			inCluster(t, 3, smallSteps, func(c *cluster) {
+				id, store, disk := c.away()
+				l := c.leader()
+				c.eventually("nothing is due", func() bool {
+					st := l.replica().Status()
+					return st.SnapshotIndex == st.AppliedIndex
+				})
+				name := path.Join(l.replica().base, "g1", snapshot.CheckpointName)
+				b, err := vfs.ReadFile(l.fs, name, 1<<20)
+				must(t, err)
+				must(t, vfs.WriteFileSync(l.fs, name, spoil(b), vfs.CategorySnapshot))
+				c.boot(id, store, disk)
+				c.converge(90)
+				if l != c.leader() {
+					t.Error("another leads")
+				}
+				if _, _, err := snapshot.Read(l.fs, path.Dir(name)); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

@@ -82,6 +82,7 @@ func NewHost(opt Options) (*Host, error) {
 	h.loops.Go(h.watchLog)
 	opt.Log.OnPressure(h.onPressure)
 	opt.Server.SetFinder(h.findCheckpoint)
+	opt.Server.SetSpoilt(h.spoilt)
 	return h, nil
 }
 

@@ -156,6 +156,9 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 // prove reads a staged snapshot and all its files. That takes as long as the disk wants; ctx ends it.
 func (r *Replica) prove(ctx context.Context, staged *snapshot.Staged) (*install, error) {
 	ck, blob, err := snapshot.Read(r.h.opt.FS, staged.Dir)
+	if errors.Is(err, snapshot.ErrCorrupt) {
+		return nil, sentDamage(err)
+	}
 	if err != nil {
 		return nil, err
 	}

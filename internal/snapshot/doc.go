@@ -39,6 +39,7 @@
 //	server.Live(group)                                 // for TrimTo
 //	server.Handle(ctx, method, req)                    // every transport call "snapshot.*"
 //	server.Sent(method, reply)                         // optional: the reply is written
+//	server.SetSpoilt(told)                             // of files that it cannot give
 //	server.SetFinder(find)                             // as a peer: where a group's checkpoint lies
 //
 // Fetching it (follower), on a goroutine of its own:

@@ -68,7 +68,7 @@ type FetchOptions struct {
 	Reserve int64
 	// Priority orders the wait for a slot.
 	Priority Priority
-	// Node is this node, for the status of those who serve it.
+	// Node is this node: without it peers give no pins.
 	Node ident.NodeID
 	// More are asked for chunks first, in this order, before the offer's peers and
 	// its sources. They must return soon after their context ends; the caller

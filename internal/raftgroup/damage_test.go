@@ -444,7 +444,9 @@ func TestLeaderThatCannotSendStandsBack(t *testing.T) {
 	for what, spoil := range map[string]func(fs vfs.FS, name string, deaf *atomic.Bool) error{
 		"unreadable": func(_ vfs.FS, _ string, deaf *atomic.Bool) error { deaf.Store(true); return nil },
 		"gone":       func(fs vfs.FS, name string, _ *atomic.Bool) error { return fs.Remove(name) },
-		"cut":        func(fs vfs.FS, name string, _ *atomic.Bool) error { return vfs.WriteFileSync(fs, name, nil, vfs.CategorySegment) },
+		"cut": func(fs vfs.FS, name string, _ *atomic.Bool) error {
+			return vfs.WriteFileSync(fs, name, nil, vfs.CategorySegment)
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			var deaf [4]atomic.Bool

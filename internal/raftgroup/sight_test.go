@@ -1,8 +1,8 @@
 package raftgroup
 
 import (
-	"context"
 	"bufio"
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"

@@ -70,8 +70,8 @@ type Server struct {
 	finder Finder
 	// onSpoilt is told of files that cannot be given; nil: nobody is.
 	onSpoilt func(Spoilt)
-	timer  *time.Timer // runs expire at the earliest deadline; nil without pins
-	closed bool
+	timer    *time.Timer // runs expire at the earliest deadline; nil without pins
+	closed   bool
 }
 
 // NewServer returns a Server; Close it.

@@ -83,6 +83,7 @@ func NewHost(opt Options) (*Host, error) {
 	opt.Log.OnPressure(h.onPressure)
 	opt.Log.OnDamage(h.onDamage)
 	opt.Server.SetFinder(h.findCheckpoint)
+	opt.Server.SetSpoilt(h.spoilt)
 	return h, nil
 }
 

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"log/slog"
 	"path"
 	"strconv"
@@ -116,9 +117,9 @@ type raftSide struct {
 	announced leadership
 	state     State
 	reason    error
-	// damage is what is wrong with the stored data; verifying: it is being looked for.
+	// damage is what is wrong with the stored data. verifying ends the search for it, nil: nobody looks.
 	damage    error
-	verifying bool
+	verifying context.CancelFunc
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time

@@ -242,23 +242,39 @@ func (l *Log) searchTimestamp(h *handle, s *segment, p *published, e entry, ts, 
 		case sc.h.MaxTimestamp() < ts || sc.h.NextOffset() <= start:
 			continue
 		}
-		b, err := sc.checked()
+		raw, err := sc.checked()
 		if err != nil {
 			return 0, 0, false, err
 		}
-		err = record.ForEach(b, func(r record.Record) error {
-			if r.Timestamp < ts || r.Offset < start || r.Offset >= limit {
-				return nil
+		b, err := record.Header(raw)
+		if err != nil {
+			return 0, 0, false, corrupt(s.path, sc.start, err)
+		}
+		eachTimestamp(b, start, limit, func(o, at int64) (enough bool) {
+			if at >= ts {
+				offset, timestamp, ok = o, at, true
 			}
-			offset, timestamp, ok = r.Offset, r.Timestamp, true
-			return errStop
+			return ok
 		})
 		if ok {
 			return offset, timestamp, true, nil
 		}
-		if err != nil {
-			return 0, 0, false, corrupt(s.path, sc.start, err)
+	}
+}
+
+// eachTimestamp calls fn with offset and timestamp of each record of the batch from start to limit, until fn has enough.
+// The batch's CRC is right: what cannot be read of it, such as records that decompress to more than is allowed, is what
+// was written, and no damage. Then fn hears of the whole batch as its header has it.
+func eachTimestamp(b record.Batch, start, limit int64, fn func(offset, timestamp int64) (enough bool)) {
+	tell := func(offset, timestamp int64) bool { return offset >= start && offset < limit && fn(offset, timestamp) }
+	err := b.ForEach(func(r record.Record) error {
+		if tell(r.Offset, r.Timestamp) {
+			return errStop
 		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		tell(max(b.BaseOffset(), start), b.MaxTimestamp())
 	}
 }
 
@@ -281,12 +297,13 @@ func (l *Log) MaxTimestamp(limit int64) (offset, timestamp int64, ok bool, err e
 		if ok && b.MaxTimestamp() <= timestamp {
 			return nil
 		}
-		return b.ForEach(func(r record.Record) error {
-			if r.Offset >= l.start.Load() && r.Offset < limit && (!ok || r.Timestamp > timestamp) {
-				offset, timestamp, ok = r.Offset, r.Timestamp, true
+		eachTimestamp(b, l.start.Load(), limit, func(o, at int64) (enough bool) {
+			if !ok || at > timestamp {
+				offset, timestamp, ok = o, at, true
 			}
-			return nil
+			return false
 		})
+		return nil
 	})
 	return offset, timestamp, ok, err
 }

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"errors"
 	"math"
 	"testing"
 
@@ -58,5 +59,37 @@ func TestTimestampOfLogAppendTime(t *testing.T) {
 	l.DropBefore(2) // inside the first batch
 	if offset, ts, ok, err := l.MaxTimestamp(100); offset != 2 || ts != 777 || !ok || err != nil {
 		t.Fatal(offset, ts, ok, err)
+	}
+}
+
+// TestTimestampsOfUnreadableRecords: a batch as it was written whose records decompress to more than is allowed counts as
+// its header says, whether a timestamp or the largest is asked for. It is no damage.
+func TestTimestampsOfUnreadableRecords(t *testing.T) {
+	big := record.Builder{Codec: record.Zstd}
+	for ts := range int64(2) {
+		big.Append(record.Record{Timestamp: 1000 + ts, Value: make([]byte, record.DefaultMaxDecompressed/2)})
+	}
+	raw, err := big.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := record.ForEach(raw, func(record.Record) error { return nil }); !errors.Is(err, record.ErrTooLarge) {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, memOptions())
+	defer closeLog(t, l)
+	mustAppend(t, l, build(t, 1, 10, 10), 1)
+	mustAppend(t, l, raw, 1)
+	mustAppend(t, l, build(t, 1, 10, 2000), 1)
+	for _, tt := range []struct{ ts, limit, start, offset, at int64 }{
+		{5, 4, 0, 0, 10}, {500, 4, 0, 1, 1001}, {1001, 4, 0, 1, 1001}, {1002, 4, 0, 3, 2000}, {500, 4, 2, 2, 1001},
+	} {
+		l.DropBefore(tt.start)
+		if o, at, ok, err := l.OffsetForTimestamp(tt.ts, tt.limit); o != tt.offset || at != tt.at || !ok || err != nil {
+			t.Errorf("timestamp %d: %d at %d (%v), %v; want %d at %d", tt.ts, o, at, ok, err, tt.offset, tt.at)
+		}
+	}
+	if o, at, ok, err := l.MaxTimestamp(3); o != 2 || at != 1001 || !ok || err != nil {
+		t.Errorf("largest below 3: %d at %d (%v), %v", o, at, ok, err)
 	}
 }

@@ -64,7 +64,7 @@ type StateMachine interface {
 // Capture is a pinned state. Its methods run on a background goroutine,
 // concurrently with Apply.
 type Capture interface {
-	// Sync makes every byte of Files durable.
+	// Sync makes every byte of Files durable. An error halts the replica, whatever it is.
 	Sync() error
 	// WriteTo writes the encoded state without the files' contents: the blob
 	// that Install and Open get back.

@@ -10,7 +10,6 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/snapshot"
-	"chronik/internal/vfs"
 )
 
 // checkpointRetry is how long a checkpoint that failed is not tried again.
@@ -186,8 +185,8 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started), "err", err)
 		a.ckpt.bytes += j.bytes
 		a.ckpt.notBefore = time.Now().Add(checkpointRetry)
-		if syncErr != nil && !vfs.IsNoSpace(syncErr) {
-			// What the kernel did with the dirty pages is unknown: never sync again.
+		if syncErr != nil {
+			// What the kernel did with the dirty pages is unknown, also when it says that the disk is full: never sync again.
 			r.failApply(fmt.Errorf("sync at index %d: %w", j.at.index, syncErr))
 		}
 	}

@@ -49,6 +49,7 @@ type brittle struct {
 	fs   vfs.FS
 	bad  *atomic.Pointer[vfs.FS]
 	sync bool
+	err  error // what fails
 	// closed: what is told from now on is told to nobody.
 	closed *atomic.Bool
 	t      *testing.T
@@ -66,7 +67,7 @@ func (s brittle) fails() bool { bad := s.bad.Load(); return bad != nil && *bad =
 
 func (s brittle) Apply(es []Entry) ([]Result, error) {
 	if !s.sync && s.fails() {
-		return nil, syscall.EIO
+		return nil, s.err
 	}
 	return s.StateMachine.Apply(es)
 }
@@ -74,14 +75,17 @@ func (s brittle) Apply(es []Entry) ([]Result, error) {
 func (s brittle) Capture() (Capture, error) {
 	c, err := s.StateMachine.Capture()
 	if err == nil && s.sync && s.fails() {
-		c = unsynced{c}
+		c = unsynced{c, s.err}
 	}
 	return c, err
 }
 
-type unsynced struct{ Capture }
+type unsynced struct {
+	Capture
+	err error
+}
 
-func (unsynced) Sync() error { return syscall.EIO }
+func (c unsynced) Sync() error { return c.err }
 
 // TestHaltedReplicaVotes: a replica whose files fail has no state any more, but its
 // log and its vote stand in until another has taken its place; it never leads.
@@ -94,7 +98,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 			inCluster(t, 4, func(c *cluster) {
 				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
 					sm, err := OpenMemory(fs, dir, blob, files)
-					return brittle{sm, fs, &bad, what == "sync", new(atomic.Bool), t}, err
+					return brittle{sm, fs, &bad, what == "sync", syscall.EIO, new(atomic.Bool), t}, err
 				}
 			}, func(c *cluster) {
 				c.create(3)

@@ -63,7 +63,7 @@
 // A panic in raft, a log that contradicts the group's or an unreadable checkpoint at
 // start quarantines that replica: it takes no part any more. A panic in a state machine,
 // an unreadable file or a failed sync of a group's own files halts it: it has no state any more, and
-// its log goes on (halt in damage.go). A full disk makes apply wait
+// its log goes on (halt in damage.go). A write on a full disk makes apply wait
 // (rule 31). A failure of the raftlog ends the node: Events.Fatal. A broken
 // invariant panics.
 //

@@ -463,6 +463,27 @@ func TestRule31NoSpacePauses(t *testing.T) {
 	})
 }
 
+// TestRule31FailedSyncHalts: a sync that finds the disk full has failed, once and for all. The replica does not go on as if a
+// later checkpoint could succeed.
+func TestRule31FailedSyncHalts(t *testing.T) {
+	var bad atomic.Pointer[vfs.FS]
+	inCluster(t, 3, func(c *cluster) {
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			sm, err := OpenMemory(fs, dir, blob, files)
+			return brittle{StateMachine: sm, fs: fs, bad: &bad, sync: true, err: syscall.ENOSPC, closed: new(atomic.Bool), t: t}, err
+		}
+	}, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 10)
+		hurt := c.leader()
+		fs := vfs.FS(hurt.fs)
+		bad.Store(&fs)
+		hurt.replica().TakeCheckpoint(nil)
+		c.eventually("it is halted", func() bool { return hurt.replica().Status().State == StateHalted })
+		c.eventually("another leads", func() bool { l := c.leads(); return l != nil && l != hurt })
+	})
+}
+
 // TestRule31CrowdedNodeTakesNothing: a node without room takes no entries, neither a leader's nor its own, and goes on
 // voting; to the group it lags. With room it catches up. When all are crowded leaders still come and go, for reads.
 func TestRule31CrowdedNodeTakesNothing(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -250,6 +251,33 @@ func TestHaltedReplicaForgetsItsLeader(t *testing.T) {
 			c.within(8*time.Second, "another one leads", func() bool { l := c.leads(); return l != nil && l != lead })
 		})
 	}
+}
+
+// TestLostCheckpointLeavesTheFiles: a replica whose log was trimmed and whose checkpoint is gone is quarantined before its
+// state machine is opened, which would remove its files as those of no checkpoint.
+func TestLostCheckpointLeavesTheFiles(t *testing.T) {
+	var opened atomic.Int64
+	inCluster(t, 1, func(c *cluster) {
+		smallSteps(c)
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			opened.Add(1)
+			return OpenMemory(fs, dir, blob, files)
+		}
+	}, func(c *cluster) {
+		c.create(1)
+		c.fill("k", 0, 60)
+		nd := c.trimmedLeader(20)
+		c.fill("k", 60, 62) // durable, and with it that the log was trimmed
+		id, dir := nd.replica().ID(), nd.replica().base
+		disk := nd.kill(0)
+		must(c.t, disk.Remove(snapshot.GenDir(dir, firstGeneration)+"/checkpoint"))
+		before := opened.Load()
+		nd = c.boot(nd.id, nd.store, disk)
+		isErr(c.t, nd.ev.quarantine(id), ErrCorrupt)
+		if n := opened.Load() - before; n != 0 {
+			t.Errorf("opened %d times", n)
+		}
+	})
 }
 
 // TestDamagedSoleVoterStays: nobody could take its place.

@@ -57,6 +57,8 @@ func (l *Log) withIndex(s *segment, fn func(*handle, *published, []entry) error)
 	h.indexOnce.Do(func() { h.index, h.indexErr = l.sealedIndex(h, p, false) })
 	if err = h.indexErr; err == nil {
 		err = fn(h, p, h.index)
+	} else if !errors.Is(err, ErrCorrupt) {
+		l.handles.forget(s, h) // the device failed: who comes next tries again
 	}
 	if !errors.Is(err, ErrCorrupt) || !s.rebuilt.CompareAndSwap(false, true) {
 		return err

@@ -67,6 +67,14 @@ func (r *Replica) checkpointIfDue() {
 	r.checkpointNow(string(due), nil)
 }
 
+// checkpointForSpace takes a checkpoint when apply waits for space: files that were dropped go with it, and every other
+// checkpoint stands in line behind what waits.
+func (r *Replica) checkpointForSpace() {
+	if c := &r.as.ckpt; !c.busy && !time.Now().Before(c.notBefore) {
+		r.checkpointNow("no space", nil)
+	}
+}
+
 // checkpointNow captures the state on the apply worker, O(1), and lets a
 // background worker write it.
 func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {

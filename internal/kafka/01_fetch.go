@@ -281,11 +281,11 @@ func (f *fetch) readPart(ctx context.Context, fp *fetchPart) error {
 	return f.take(fp)
 }
 
-// take reads as many batches as the response still has room for. The first
-// batch of the response comes whole, however large: else a consumer would stand
-// before it for ever.
+// take reads as many batches as the response still has room for, in the form that the
+// version carries. The first batch of the response comes whole, however large: else a
+// consumer would stand before it for ever.
 func (f *fetch) take(fp *fetchPart) error {
-	before := len(fp.data)
+	before, held := len(fp.data), max(cap(fp.buf), cap(fp.data))
 	room := f.maxBytes - (f.total - before)
 	first := f.total == before
 	if room <= 0 && !first {
@@ -303,7 +303,7 @@ func (f *fetch) take(fp *fetchPart) error {
 	}
 	limit = min(limit, given)
 	f.h.reads <- struct{}{}
-	res, err := fp.p.Read(fp.ask.offset, limit)
+	res, err := f.readFor(fp, limit)
 	<-f.h.reads
 	if err != nil {
 		f.room.Settle(given, 0)
@@ -316,10 +316,25 @@ func (f *fetch) take(fp *fetchPart) error {
 		res.Data, res.Buffer = nil, nil
 		f.settled = true // there is more, and it does not fit
 	}
-	f.room.Settle(given+max(cap(fp.buf), before), max(cap(res.Buffer), len(res.Data)))
+	f.room.Settle(given+held, max(cap(res.Buffer), cap(res.Data)))
 	f.total += len(res.Data) - before
 	f.replace(fp, res.Data, res.Buffer)
 	return nil
+}
+
+// readFor reads batches and brings them into the form that the version carries, which may have a buffer of its own.
+func (f *fetch) readFor(fp *fetchPart, limit int) (partition.ReadResult, error) {
+	res, err := fp.p.Read(fp.ask.offset, limit)
+	if err != nil || len(res.Data) == 0 {
+		return res, err
+	}
+	data, err := forVersion(f.req.Version, res.Data, limit)
+	if err != nil || f.req.Version < 4 { // other bytes
+		bytepool.Put(res.Buffer)
+		res.Buffer = nil
+	}
+	res.Data = data
+	return res, err
 }
 
 // replace puts other records in place of those that a partition had. Nobody else has seen these.
@@ -406,8 +421,8 @@ func (f *fetch) wait(ctx context.Context) {
 	}
 }
 
-// finish brings the records into the form that the version carries, and answers: with
-// every partition of the request, or with those of the session that have news.
+// finish answers: with every partition of the request, or with those of the session that
+// have news.
 func (f *fetch) finish(ctx context.Context) {
 	told, topics, last := 0, 0, -1
 	var topic *fetchTopic
@@ -415,12 +430,6 @@ func (f *fetch) finish(ctx context.Context) {
 		fp := &f.parts[i]
 		if len(fp.data) > 0 {
 			last = i
-			data, err := forVersion(f.req.Version, fp.data)
-			if err != nil {
-				f.fail(fp, err)
-			} else if f.req.Version < 4 { // other bytes
-				f.replace(fp, data, nil)
-			}
 			f.room.Hold(fp.buf)
 		}
 		if !f.session.news(i, fp) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"net"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	"chronik/internal/bytepool"
 	"chronik/internal/partition"
 	"chronik/internal/record"
+	"chronik/internal/wire"
 )
 
 func fetched(t testing.TB, h *Handler, req *kmsg.FetchRequest) kmsg.FetchResponseTopicPartition {
@@ -340,6 +342,94 @@ func TestFetchCompressed(t *testing.T) {
 	}
 }
 
+// appendZeros writes n batches, each of one record of size bytes that compress to next to nothing.
+func appendZeros(t testing.TB, p *fakePartition, n, size int) {
+	t.Helper()
+	for range n {
+		b := record.Builder{Codec: record.Gzip}
+		b.Append(record.Record{Timestamp: 1, Value: make([]byte, size)})
+		raw, err := b.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Append(raw, partition.AppendOptions{}, func(partition.AppendResult) {})
+	}
+}
+
+// TestFetchOfMessagesIsBounded: what old versions get is held to the bytes they ask for, not the batches it is made of. The
+// first batch of the response comes whole.
+func TestFetchOfMessagesIsBounded(t *testing.T) {
+	h, f := newHandler(t)
+	const size = 100 << 10
+	for _, p := range f.topic("orders", 2, nil) {
+		appendZeros(t, p, 8, size)
+	}
+	for _, tc := range []struct {
+		name             string
+		maxBytes, perOne int32
+		want             []int // batches of each partition
+	}{
+		{"plenty", 4 << 20, 4 << 20, []int{8, 8}},
+		{"a partition's bytes", 4 << 20, 3*size + size/2, []int{3, 3}},
+		{"the response's bytes", 5*size + size/2, 3*size + size/2, []int{3, 2}},
+		{"less than a batch", 4 << 20, size / 2, []int{1, 0}},
+	} {
+		for _, version := range []int16{0, 2, 3} {
+			req := fetchOf("orders", 0, 0)
+			req.Version, req.MaxBytes = version, tc.maxBytes
+			req.Topics[0].Partitions[0].PartitionMaxBytes = tc.perOne
+			other := req.Topics[0].Partitions[0]
+			other.Partition = 1
+			req.Topics[0].Partitions = append(req.Topics[0].Partitions, other)
+			if version < 3 && tc.name == "the response's bytes" {
+				continue // such versions have no limit of the whole
+			}
+			for i, p := range roundTrip[*kmsg.FetchResponse](t, h, req).Topics[0].Partitions {
+				wantCode(t, tc.name, p.ErrorCode, nil)
+				if got := len(p.RecordBatches) / size; got != tc.want[i] {
+					t.Errorf("%s, version %d: partition %d: %d batches, want %d", tc.name, version, i, got, tc.want[i])
+				}
+			}
+		}
+	}
+}
+
+// TestFetchOfMessagesTakesRoom: what a response holds until its client has read it counts as it is sent, not as it is stored.
+func TestFetchOfMessagesTakesRoom(t *testing.T) {
+	h, f := newHandler(t)
+	const size = 16 << 20 // more than the buffers of a socket
+	appendZeros(t, f.topic("orders", 1, nil)[0], 1, size)
+	room := wire.NewQuota(64 << 20)
+	addr := listenWith(t, wire.Options{Handler: h, Responses: room}, f)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := fetchOf("orders", 0, 0)
+	req.Version = 3
+	if _, err := conn.Write(kmsg.NewRequestFormatter().AppendRequest(nil, req, 1)); err != nil {
+		t.Fatal(err)
+	}
+	used := func(ok func(int64) bool) bool {
+		for range 500 {
+			if ok(room.Used()) {
+				return true
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return false
+	}
+	if !used(func(n int64) bool { return n >= size }) {
+		t.Errorf("%d bytes are held, %d counted", size, room.Used())
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !used(func(n int64) bool { return n == 0 }) {
+		t.Errorf("%d bytes held by nobody", room.Used())
+	}
+}
+
 func TestFetchUnknown(t *testing.T) {
 	h, f := newHandler(t)
 	f.topic("orders", 1, nil)
@@ -356,11 +446,11 @@ func TestFetchUnknown(t *testing.T) {
 }
 
 func TestFetchOfADamagedBatch(t *testing.T) {
-	if _, err := forVersion(3, make([]byte, 80)); err == nil {
+	if _, err := forVersion(3, make([]byte, 80), 1<<20); err == nil {
 		t.Error("bytes that are no batch were converted")
 	}
 	raw := batchOf(t, record.None, 1)
-	if _, err := forVersion(3, raw[:len(raw)-1]); !errors.Is(err, record.ErrShort) {
+	if _, err := forVersion(3, raw[:len(raw)-1], 1<<20); !errors.Is(err, record.ErrShort) {
 		t.Errorf("a cut batch: %v", err)
 	}
 }

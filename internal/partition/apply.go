@@ -23,7 +23,7 @@ type outcome struct {
 
 // Apply implements raftgroup.StateMachine. It is all or nothing: batches are
 // staged and written together at the end; when that fails, everything decided on
-// the way is taken back and the same entries may come again. An entry's own
+// the way is taken back and the same entries may come again, the first of them alone. An entry's own
 // failure (a sequence gap, an offset out of range) is its result, not an error.
 func (s *StateMachine) Apply(entries []raftgroup.Entry) ([]raftgroup.Result, error) {
 	before := struct {

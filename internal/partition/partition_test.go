@@ -391,6 +391,27 @@ func TestDigest(t *testing.T) {
 	}
 }
 
+// TestLookUpInUnreadableRecords: a batch of records that decompress to more than is allowed, stored by a node that let it
+// pass, makes nobody take the replica for damaged.
+func TestLookUpInUnreadableRecords(t *testing.T) {
+	p, r := newPartition(t)
+	big := record.Builder{Codec: record.Zstd}
+	big.Append(record.Record{Timestamp: 1000, Value: make([]byte, record.DefaultMaxDecompressed)})
+	raw, err := big.Build()
+	must(t, err)
+	mustAppend(t, p, raw)
+	for _, look := range []func() (int64, int64, int32, error){
+		func() (int64, int64, int32, error) { return p.OffsetForTimestamp(900) }, p.MaxTimestamp,
+	} {
+		if offset, ts, epoch, err := look(); offset != 0 || ts != 1000 || epoch != 1 || err != nil {
+			t.Errorf("offset %d, timestamp %d, epoch %d: %v", offset, ts, epoch, err)
+		}
+	}
+	if r.damage != nil {
+		t.Errorf("damaged: %v", r.damage)
+	}
+}
+
 // TestFullDisk: an append that meets a full disk changes nothing and goes in when
 // the engine tries again.
 func TestFullDisk(t *testing.T) {

@@ -21,7 +21,7 @@ type Opener struct {
 	// Handles is the node's cache of open segment files; nil: each has its own.
 	Handles *segment.Handles
 	// Crowded, if set, tells whether the disk has no room for records. Then Apply of one says that it is full, and is
-	// called again: what segments would take is the raftlog's last. What frees room is applied.
+	// called again: what segments would take is the raftlog's last. What frees room is applied, once it comes alone.
 	Crowded func() bool
 }
 

@@ -47,9 +47,9 @@ type Member struct {
 // of the entries and the state (correctness rule 1): no clock, no configuration.
 type StateMachine interface {
 	// Apply applies committed entries in order and returns one Result each.
-	// An error wrapping vfs ENOSPC pauses the group and Apply is called again
-	// with the same entries (so a failed Apply must leave the state as it was
-	// or be idempotent); any other error halts the replica.
+	// An error wrapping vfs ENOSPC says that the state is as it was: Apply is called
+	// again with the first of the entries alone, and so on; if that one finds no space
+	// the group waits, and the rest comes again. Any other error halts the replica.
 	Apply(entries []Entry) ([]Result, error)
 	// Capture pins the state at this moment. O(1): no I/O, no encoding.
 	Capture() (Capture, error)
@@ -64,7 +64,7 @@ type StateMachine interface {
 // Capture is a pinned state. Its methods run on a background goroutine,
 // concurrently with Apply.
 type Capture interface {
-	// Sync makes every byte of Files durable.
+	// Sync makes every byte of Files durable. An error halts the replica, whatever it is.
 	Sync() error
 	// WriteTo writes the encoded state without the files' contents: the blob
 	// that Install and Open get back.

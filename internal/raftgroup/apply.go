@@ -130,10 +130,12 @@ func (r *Replica) applyOne(it *applyItem) (done bool) {
 }
 
 // applyEntries applies what is not yet applied and not within an installed
-// snapshot. On a full disk it leaves the rest in the item.
+// snapshot. On a full disk it applies one entry after the other, so that what frees room does not wait for what takes
+// it, and leaves the rest in the item.
 func (r *Replica) applyEntries(it *applyItem) bool {
 	a := &r.as
 	es := it.entries
+	most := len(es)
 	for len(es) > 0 && !r.dying.Load() {
 		e := es[0]
 		if i := ident.Index(e.GetIndex()); uint64(i) <= r.fence.Load() || i <= a.index {
@@ -143,11 +145,16 @@ func (r *Replica) applyEntries(it *applyItem) bool {
 		invariant.Check(ident.Index(e.GetIndex()) == a.index+1, "group %d: entry %d applied after %d", r.spec.Group, e.GetIndex(), a.index)
 		n := 1
 		if e.GetType() == pb.EntryNormal {
-			for n < len(es) && es[n].GetType() == pb.EntryNormal {
+			for n < min(most, len(es)) && es[n].GetType() == pb.EntryNormal {
 				n++
 			}
 			if !r.applyRun(es[:n]) {
+				if n > 1 {
+					most = 1
+					continue
+				}
 				it.entries = es
+				r.checkpointForSpace()
 				return false
 			}
 		} else {

@@ -10,7 +10,6 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/snapshot"
-	"chronik/internal/vfs"
 )
 
 // checkpointRetry is how long a checkpoint that failed is not tried again.
@@ -68,6 +67,14 @@ func (r *Replica) checkpointIfDue() {
 		return
 	}
 	r.checkpointNow(string(due), nil)
+}
+
+// checkpointForSpace takes a checkpoint when apply waits for space: files that were dropped go with it, and every other
+// checkpoint stands in line behind what waits.
+func (r *Replica) checkpointForSpace() {
+	if c := &r.as.ckpt; !c.busy && !time.Now().Before(c.notBefore) {
+		r.checkpointNow("no space", nil)
+	}
 }
 
 // checkpointNow captures the state on the apply worker, O(1), and lets a
@@ -189,8 +196,8 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started), "err", err)
 		a.ckpt.bytes += j.bytes
 		a.ckpt.notBefore = time.Now().Add(checkpointRetry)
-		if syncErr != nil && !vfs.IsNoSpace(syncErr) {
-			// What the kernel did with the dirty pages is unknown: never sync again.
+		if syncErr != nil {
+			// What the kernel did with the dirty pages is unknown, also when it says that the disk is full: never sync again.
 			r.failApply(fmt.Errorf("sync at index %d: %w", j.at.index, syncErr))
 		}
 	}

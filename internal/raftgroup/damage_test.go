@@ -54,6 +54,7 @@ type brittle struct {
 	fs   vfs.FS
 	bad  *atomic.Pointer[vfs.FS]
 	sync bool
+	err  error // what fails
 	// closed: what is told from now on is told to nobody.
 	closed *atomic.Bool
 	t      *testing.T
@@ -71,7 +72,7 @@ func (s brittle) fails() bool { bad := s.bad.Load(); return bad != nil && *bad =
 
 func (s brittle) Apply(es []Entry) ([]Result, error) {
 	if !s.sync && s.fails() {
-		return nil, syscall.EIO
+		return nil, s.err
 	}
 	return s.StateMachine.Apply(es)
 }
@@ -79,14 +80,17 @@ func (s brittle) Apply(es []Entry) ([]Result, error) {
 func (s brittle) Capture() (Capture, error) {
 	c, err := s.StateMachine.Capture()
 	if err == nil && s.sync && s.fails() {
-		c = unsynced{c}
+		c = unsynced{c, s.err}
 	}
 	return c, err
 }
 
-type unsynced struct{ Capture }
+type unsynced struct {
+	Capture
+	err error
+}
 
-func (unsynced) Sync() error { return syscall.EIO }
+func (c unsynced) Sync() error { return c.err }
 
 // TestHaltedReplicaVotes: a replica whose files fail has no state any more, but its
 // log and its vote stand in until another has taken its place; it never leads.
@@ -99,7 +103,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 			inCluster(t, 4, func(c *cluster) {
 				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
 					sm, err := OpenMemory(fs, dir, blob, files)
-					return brittle{sm, fs, &bad, what == "sync", new(atomic.Bool), t}, err
+					return brittle{sm, fs, &bad, what == "sync", syscall.EIO, new(atomic.Bool), t}, err
 				}
 			}, func(c *cluster) {
 				c.create(3)
@@ -251,6 +255,33 @@ func TestHaltedReplicaForgetsItsLeader(t *testing.T) {
 			c.within(8*time.Second, "another one leads", func() bool { l := c.leads(); return l != nil && l != lead })
 		})
 	}
+}
+
+// TestLostCheckpointLeavesTheFiles: a replica whose log was trimmed and whose checkpoint is gone is quarantined before its
+// state machine is opened, which would remove its files as those of no checkpoint.
+func TestLostCheckpointLeavesTheFiles(t *testing.T) {
+	var opened atomic.Int64
+	inCluster(t, 1, func(c *cluster) {
+		smallSteps(c)
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			opened.Add(1)
+			return OpenMemory(fs, dir, blob, files)
+		}
+	}, func(c *cluster) {
+		c.create(1)
+		c.fill("k", 0, 60)
+		nd := c.trimmedLeader(20)
+		c.fill("k", 60, 62) // durable, and with it that the log was trimmed
+		id, dir := nd.replica().ID(), nd.replica().base
+		disk := nd.kill(0)
+		must(c.t, disk.Remove(snapshot.GenDir(dir, firstGeneration)+"/checkpoint"))
+		before := opened.Load()
+		nd = c.boot(nd.id, nd.store, disk)
+		isErr(c.t, nd.ev.quarantine(id), ErrCorrupt)
+		if n := opened.Load() - before; n != 0 {
+			t.Errorf("opened %d times", n)
+		}
+	})
 }
 
 // TestDamagedSoleVoterStays: nobody could take its place.

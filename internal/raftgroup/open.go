@@ -157,9 +157,6 @@ func (r *Replica) load(c raftlog.Creation) (err error) {
 	if err := r.openState(c); err != nil {
 		return err
 	}
-	if err := r.checkLog(c); err != nil {
-		return err
-	}
 	return r.startRaft(c)
 }
 
@@ -171,7 +168,7 @@ func (h *Host) damaged(id ident.ReplicaID) error {
 	return nil
 }
 
-// openState opens the state machine of the live generation.
+// openState opens the state machine of the live generation, if log and checkpoint agree.
 func (r *Replica) openState(c raftlog.Creation) error {
 	fs, a, rs := r.h.opt.FS, &r.as, &r.rs
 	a.gen, a.dir = rs.gen, snapshot.GenDir(r.base, rs.gen)
@@ -208,6 +205,10 @@ func (r *Replica) openState(c raftlog.Creation) error {
 	}
 	if !a.ckpt.has {
 		a.ckpt.index = a.index
+	}
+	// First: a state machine removes files that its checkpoint does not name, and one that is lost names none.
+	if err := r.checkLog(c); err != nil {
+		return err
 	}
 	sm, err := r.h.choose(r.spec)(fs, a.dir, blob, captureFiles(ck))
 	if err != nil {

@@ -1,9 +1,11 @@
 package raftgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -14,6 +16,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -460,6 +463,89 @@ func TestRule31NoSpacePauses(t *testing.T) {
 		time.Sleep(time.Second)
 		c.nodes[1].stop(context.Background())
 		isErr(t, (<-w2).err, ErrStopped)
+	})
+}
+
+// fullForSome finds no space for runs with entries that begin with "take".
+type fullForSome struct {
+	StateMachine
+	full    atomic.Bool
+	refused atomic.Int64 // entries of the longest run that found no space
+}
+
+func (f *fullForSome) Apply(es []Entry) ([]Result, error) {
+	takes := func(e Entry) bool { return bytes.HasPrefix(e.Data, []byte("take")) }
+	if f.full.Load() && slices.ContainsFunc(es, takes) {
+		f.refused.Store(max(f.refused.Load(), int64(len(es))))
+		return nil, fmt.Errorf("write: %w", syscall.ENOSPC)
+	}
+	return f.StateMachine.Apply(es)
+}
+
+// TestRule31WhatFreesRoomIsApplied: an entry that needs no room is applied, and answered once, also if one that finds none
+// came with it; and a checkpoint is taken, without which no file goes.
+func TestRule31WhatFreesRoomIsApplied(t *testing.T) {
+	sm := &fullForSome{}
+	inCluster(t, 1, func(c *cluster) {
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			var err error
+			sm.StateMachine, err = OpenMemory(fs, dir, blob, files)
+			return sm, err
+		}
+	}, func(c *cluster) {
+		c.create(1)
+		nd := c.leader()
+		sm.full.Store(true)
+		var ws []waiter
+		for _, data := range []string{"free=1", "take=1", "free=2"} {
+			ws = append(ws, make(waiter, 1))
+			nd.replica().Propose([]byte(data), ProposeOptions{}, ws[len(ws)-1])
+		}
+		time.Sleep(5 * time.Second)
+		if n := sm.refused.Load(); n < 2 {
+			c.t.Fatalf("the longest run without space was of %d: this proves nothing", n)
+		}
+		if len(ws[0]) != 1 || len(ws[1]) != 0 || len(ws[2]) != 0 {
+			c.t.Fatalf("told: %d, %d, %d", len(ws[0]), len(ws[1]), len(ws[2]))
+		}
+		first := <-ws[0]
+		must(c.t, first.err)
+		ck, err := snapshot.ReadHeader(nd.fs, snapshot.GenDir(nd.replica().base, firstGeneration))
+		if err != nil || ck.Point.Index != first.index {
+			c.t.Errorf("checkpoint at %d, %v; applied is %d", ck.Point.Index, err, first.index)
+		}
+		sm.full.Store(false)
+		nd.host.SpaceAvailable()
+		for k, w := range ws[1:] {
+			if got := <-w; got.err != nil || got.index != first.index+ident.Index(k+1) {
+				c.t.Errorf("entry %d: index %d, %v", k+1, got.index, got.err)
+			}
+		}
+		time.Sleep(time.Second)
+		if nd.replica().StateMachine().(*fullForSome).StateMachine.(*MemoryStateMachine).Get("free") != "2" || len(ws[0]) != 0 {
+			c.t.Errorf("told again: %d", len(ws[0]))
+		}
+	})
+}
+
+// TestRule31FailedSyncHalts: a sync that finds the disk full has failed, once and for all. The replica does not go on as if a
+// later checkpoint could succeed.
+func TestRule31FailedSyncHalts(t *testing.T) {
+	var bad atomic.Pointer[vfs.FS]
+	inCluster(t, 3, func(c *cluster) {
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			sm, err := OpenMemory(fs, dir, blob, files)
+			return brittle{StateMachine: sm, fs: fs, bad: &bad, sync: true, err: syscall.ENOSPC, closed: new(atomic.Bool), t: t}, err
+		}
+	}, func(c *cluster) {
+		c.create(3)
+		c.fill("k", 0, 10)
+		hurt := c.leader()
+		fs := vfs.FS(hurt.fs)
+		bad.Store(&fs)
+		hurt.replica().TakeCheckpoint(nil)
+		c.eventually("it is halted", func() bool { return hurt.replica().Status().State == StateHalted })
+		c.eventually("another leads", func() bool { l := c.leads(); return l != nil && l != hurt })
 	})
 }
 

@@ -90,7 +90,8 @@ func legacyBytes(b []byte) (v, rest []byte, ok bool) {
 // in Kafka: old producers count them from anywhere.
 //
 // The set is held to opt as Validate holds a batch; MaxBytes bounds the set and
-// the result, MaxDecompressed all that its wrappers decompress to.
+// the result, MaxDecompressed all that its wrappers decompress to, and what the
+// result does, in which messages beside the wrappers are compressed as well.
 //
 // Errors: those of Validate.
 func UpConvert(messageSet []byte, opt ValidateOptions) ([]byte, error) {
@@ -100,6 +101,9 @@ func UpConvert(messageSet []byte, opt ValidateOptions) ([]byte, error) {
 	u := upConverter{opt: opt, left: opt.maxDecompressed()}
 	if err := u.set(messageSet, None); err != nil {
 		return nil, err
+	}
+	if u.out.Codec != None && len(u.out.body) > opt.maxDecompressed() {
+		return nil, errLimit(opt.maxDecompressed())
 	}
 	out, err := u.out.Build()
 	if err != nil {

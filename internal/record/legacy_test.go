@@ -139,6 +139,11 @@ func TestUpConvertRefuses(t *testing.T) {
 		{"null key, compacted", ValidateOptions{RequireKeys: true}, message(1, 0, 0, 5, nil, nil), ErrInvalidRecord},
 		{"max bytes", ValidateOptions{MaxBytes: 10}, one, ErrTooLarge},
 		{"bomb", ValidateOptions{MaxDecompressed: 1 << 20}, wrap(t, 1, Gzip, 5, message(1, 0, 0, 5, nil, make([]byte, 2<<20))), ErrTooLarge},
+		{
+			"a wrapper and a message over the bound together",
+			ValidateOptions{MaxDecompressed: 1 << 20},
+			append(message(1, 0, 0, 5, nil, make([]byte, 600<<10)), wrap(t, 1, Gzip, 5, message(1, 0, 0, 5, nil, make([]byte, 600<<10)))...), ErrTooLarge,
+		},
 		{"two wrappers over the bound together", ValidateOptions{MaxDecompressed: 1 << 20}, bytes.Repeat(wrap(t, 1, Gzip, 5, message(1, 0, 0, 5, nil, make([]byte, 600<<10))), 2), ErrTooLarge},
 	}
 	for _, tc := range tests {

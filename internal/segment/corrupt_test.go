@@ -9,7 +9,10 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"chronik/internal/record"
 	"chronik/internal/vfs"
@@ -134,6 +137,32 @@ func TestOpenCorrupt(t *testing.T) {
 				t.Fatalf("files %v, before %v", after, before)
 			}
 		})
+	}
+}
+
+// TestReadAfterAFailedIndex: a device that fails while a sealed segment's index is built fails that read, and none that
+// comes when it is well again.
+func TestReadAfterAFailedIndex(t *testing.T) {
+	fails := false
+	o := filled(t)
+	o.FS = errorfs.Wrap(o.FS, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if fails && op.Kind == errorfs.OpFileReadAt {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	if err := o.FS.Remove(o.FS.PathJoin(o.Dir, idxName(o.Segments[0].Name()))); err != nil { // as after an install
+		t.Fatal(err)
+	}
+	l := mustOpen(t, o)
+	defer closeLog(t, l)
+	fails = true
+	if _, err := l.Read(0, 1000, math.MaxInt64); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	fails = false
+	if _, err := l.Read(0, 1000, math.MaxInt64); err != nil {
+		t.Fatal(err)
 	}
 }
 

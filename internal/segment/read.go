@@ -1,10 +1,12 @@
 package segment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"chronik/internal/bytepool"
 	"chronik/internal/record"
@@ -57,6 +59,8 @@ func (l *Log) withIndex(s *segment, fn func(*handle, *published, []entry) error)
 	h.indexOnce.Do(func() { h.index, h.indexErr = l.sealedIndex(h, p, false) })
 	if err = h.indexErr; err == nil {
 		err = fn(h, p, h.index)
+	} else if !errors.Is(err, ErrCorrupt) {
+		l.handles.forget(s, h) // the device failed: who comes next tries again
 	}
 	if !errors.Is(err, ErrCorrupt) || !s.rebuilt.CompareAndSwap(false, true) {
 		return err
@@ -229,64 +233,116 @@ func (l *Log) OffsetForTimestamp(ts, limit int64) (offset, timestamp int64, ok b
 
 // searchTimestamp looks at the batches from e on, and into those that are late enough.
 func (l *Log) searchTimestamp(h *handle, s *segment, p *published, e entry, ts, limit int64) (offset, timestamp int64, ok bool, err error) {
+	err = l.scanTimestamps(h, s, p, e, limit, func(b record.Batch) bool { return b.MaxTimestamp() >= ts }, func(o, at int64) (enough bool) {
+		if at >= ts {
+			offset, timestamp, ok = o, at, true
+		}
+		return ok
+	})
+	return offset, timestamp, ok, err
+}
+
+// scanTimestamps steps through the batches from e on, and calls fn with offset and timestamp of each record of those that
+// match, from the log's start to limit, until fn has enough.
+func (l *Log) scanTimestamps(h *handle, s *segment, p *published, e entry, limit int64, match func(record.Batch) bool, fn func(offset, timestamp int64) (enough bool)) error {
 	start := l.start.Load()
 	sc := newScanner(h.file, s.path, e.pos, p.size, e.offset, 64<<10)
-	for {
+	for enough := false; !enough; {
 		switch err := sc.next(); {
 		case errors.Is(err, io.EOF):
-			return 0, 0, false, nil
+			return nil
 		case err != nil:
-			return 0, 0, false, err
+			return err
 		case sc.h.BaseOffset() >= limit:
-			return 0, 0, false, nil
-		case sc.h.MaxTimestamp() < ts || sc.h.NextOffset() <= start:
+			return nil
+		case sc.h.NextOffset() <= start || !match(sc.h):
 			continue
 		}
-		b, err := sc.checked()
+		raw, err := sc.checked()
 		if err != nil {
-			return 0, 0, false, err
+			return err
 		}
-		err = record.ForEach(b, func(r record.Record) error {
-			if r.Timestamp < ts || r.Offset < start || r.Offset >= limit {
-				return nil
-			}
-			offset, timestamp, ok = r.Offset, r.Timestamp, true
-			return errStop
-		})
-		if ok {
-			return offset, timestamp, true, nil
-		}
+		b, err := record.Header(raw)
 		if err != nil {
-			return 0, 0, false, corrupt(s.path, sc.start, err)
+			return corrupt(s.path, sc.start, err)
 		}
+		enough = eachTimestamp(b, start, limit, fn)
 	}
+	return nil
+}
+
+// eachTimestamp calls fn with offset and timestamp of each record of the batch from start to limit, until fn has enough.
+// The batch's CRC is right: what cannot be read of it, such as records that decompress to more than is allowed, is what
+// was written, and no damage. Then fn hears of the whole batch as its header has it.
+func eachTimestamp(b record.Batch, start, limit int64, fn func(offset, timestamp int64) (enough bool)) (enough bool) {
+	tell := func(offset, timestamp int64) bool { return offset >= start && offset < limit && fn(offset, timestamp) }
+	err := b.ForEach(func(r record.Record) error {
+		if tell(r.Offset, r.Timestamp) {
+			return errStop
+		}
+		return nil
+	})
+	if err == nil || errors.Is(err, errStop) {
+		return err != nil
+	}
+	return tell(max(b.BaseOffset(), start), b.MaxTimestamp())
 }
 
 // MaxTimestamp finds the first record with the largest timestamp, among those
 // from the log's start to limit (exclusive).
 func (l *Log) MaxTimestamp(limit int64) (offset, timestamp int64, ok bool, err error) {
-	// The largest of the segments is that of a record, unless that record is
-	// out of bounds: then the batches in bounds are looked through.
-	best := int64(math.MinInt64)
+	for _, s := range l.latest(limit) {
+		if top := s.pub.Load().maxTime; ok && (top < timestamp || top == timestamp && s.base > offset) {
+			continue
+		}
+		o, at, found, err := l.maxOf(s, limit)
+		if err != nil && !(errors.Is(err, ErrOutOfRange) && s.dropped.Load()) {
+			return 0, 0, false, err
+		}
+		if err == nil && found && (!ok || at > timestamp || at == timestamp && o < offset) {
+			offset, timestamp, ok = o, at, true
+		}
+	}
+	return offset, timestamp, ok, nil
+}
+
+// latest lists the segments with offsets from the log's start to limit, those with the largest timestamps first. Most often
+// the first has the largest of all: only the log's first and last segment may have it out of bounds.
+func (l *Log) latest(limit int64) []*segment {
+	var out []*segment
 	for _, s := range *l.list.Load() {
 		if p := s.pub.Load(); p.size > 0 && p.next > l.start.Load() && s.base < limit {
-			best = max(best, p.maxTime)
+			out = append(out, s)
 		}
 	}
-	offset, timestamp, ok, err = l.OffsetForTimestamp(best, limit)
-	if ok || err != nil || best == math.MinInt64 {
-		return offset, timestamp, ok, err
-	}
-	err = l.EachBatch(l.start.Load(), limit, func(b record.Batch) error {
-		if ok && b.MaxTimestamp() <= timestamp {
-			return nil
+	slices.SortStableFunc(out, func(a, b *segment) int { return cmp.Compare(b.pub.Load().maxTime, a.pub.Load().maxTime) })
+	return out
+}
+
+// maxOf is MaxTimestamp of one segment. Its index knows the largest timestamp in front of limit, but for a few batches. That
+// is a record's, unless the record lies before the log's start: only then all that is in bounds is looked through.
+func (l *Log) maxOf(s *segment, limit int64) (offset, timestamp int64, ok bool, err error) {
+	err = l.withIndex(s, func(h *handle, p *published, index []entry) error {
+		offset, timestamp, ok = 0, 0, false
+		scan := func(from entry) error {
+			later := func(b record.Batch) bool { return !ok || b.MaxTimestamp() > timestamp }
+			return l.scanTimestamps(h, s, p, from, limit, later, func(o, at int64) (enough bool) {
+				if !ok || at > timestamp {
+					offset, timestamp, ok = o, at, true
+				}
+				return false
+			})
 		}
-		return b.ForEach(func(r record.Record) error {
-			if r.Offset >= l.start.Load() && r.Offset < limit && (!ok || r.Timestamp > timestamp) {
-				offset, timestamp, ok = r.Offset, r.Timestamp, true
-			}
-			return nil
-		})
+		end, _ := findOffset(index, limit, p.size)
+		if err := scan(end); err != nil || ok && timestamp > end.maxBefore {
+			return err
+		}
+		o, at, found, err := l.searchTimestamp(h, s, p, findTimestamp(index, end.maxBefore), end.maxBefore, limit)
+		if offset, timestamp, ok = o, at, found; found || err != nil {
+			return err
+		}
+		begin, _ := findOffset(index, max(l.start.Load(), s.base), p.size)
+		return scan(begin)
 	})
 	return offset, timestamp, ok, err
 }

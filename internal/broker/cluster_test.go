@@ -62,14 +62,25 @@ func (c *messages) of(msg string) int {
 
 func newTrio(t *testing.T) *trio {
 	t.Helper()
+	return newNodes(t, 3)
+}
+
+// newPair is a trio of nodes 1 and 2 alone.
+func newPair(t *testing.T) *trio {
+	t.Helper()
+	return newNodes(t, 2)
+}
+
+func newNodes(t *testing.T, n int) *trio {
+	t.Helper()
 	c := &trio{t: t}
-	addrs := make([]string, 4)
+	addrs := make([]string, n+1)
 	var peers []string
-	for i := 1; i <= 3; i++ {
+	for i := 1; i <= n; i++ {
 		addrs[i] = freeAddr(t)
 		peers = append(peers, fmt.Sprintf("%d@%s", i, addrs[i]))
 	}
-	for i := 1; i <= 3; i++ {
+	for i := 1; i <= n; i++ {
 		c.cfg[i] = testConfig(t, map[string]string{
 			"node.id": fmt.Sprint(i), "raft.listen": addrs[i], "cluster.peers": strings.Join(peers, ","),
 			"group.partitions": "1",
@@ -77,7 +88,7 @@ func newTrio(t *testing.T) *trio {
 		c.fs[i] = vfs.NewCrashableMem()
 	}
 	t.Cleanup(func() {
-		for i := 1; i <= 3; i++ {
+		for i := 1; i <= n; i++ {
 			c.stop(i)
 		}
 	})
@@ -496,6 +507,29 @@ func damagedMetadataReplica(t *testing.T, damage func(t *testing.T, fs vfs.FS, i
 	p := s.meta.Image().TopicPartition("t", 0)
 	if r := s.host.Replica(p.Group); r.ID() != topic || r.Status().SnapshotsInstalled != 0 {
 		t.Errorf("the topic's replica is %d, was %d, with %d installs", r.ID(), topic, r.Status().SnapshotsInstalled)
+	}
+}
+
+// TestLostAnswerAboutAMetadataLearner damages a metadata learner whose successor was named in an answer that never
+// came: the metadata does not know the learner any more, and the node makes the successor all the same.
+func TestLostAnswerAboutAMetadataLearner(t *testing.T) {
+	c := newPair(t)
+	c.start(1, 2)
+	c.serving(1, 2)
+	r := c.b[2].session().host.Replica(ident.MetaGroup)
+	old, role := r.ID(), r.Status().Role
+	if role != raftgroup.RoleLearner {
+		t.Fatalf("node 2's metadata replica is a %v", role)
+	}
+	c.stop(2)
+	flip(t, c.fs[2], fmt.Sprintf("/data/replicas/meta.%d/g1/checkpoint", old), nil)
+	if _, err := c.b[1].session().submit(t.Context(), &metadata.ReplaceReplica{Group: ident.MetaGroup, Replica: old, Reason: "damaged"}); err != nil {
+		t.Fatal(err)
+	}
+	c.start(2)
+	c.serving(2)
+	if id, want := c.b[2].session().host.Replica(ident.MetaGroup).ID(), c.b[1].session().meta.Image().Meta.OnNode(2).ID; id != want || id == old {
+		t.Errorf("node 2 has metadata replica %d, the metadata names %d", id, want)
 	}
 }
 

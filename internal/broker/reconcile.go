@@ -218,23 +218,58 @@ func (s *session) replace(ctx context.Context, cmd *metadata.ReplaceReplica) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
 	defer cancel()
+	next, err := s.metaSuccessor(ctx, cmd)
+	if errors.Is(err, metadata.ErrUnknownReplica) {
+		next, err = s.registeredMeta(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	// Without CreatedAt: it says nothing about what else was created here.
+	if err := s.host.Create([]raftgroup.Spec{metaSpec(next)}); err != nil {
+		return err
+	}
+	s.release(ident.MetaGroup)
+	return nil
+}
+
+// metaSuccessor asks for the metadata replica that takes the place of the one cmd names.
+func (s *session) metaSuccessor(ctx context.Context, cmd *metadata.ReplaceReplica) (ident.ReplicaID, error) {
 	reply, err := s.submitUntilProposed(ctx, cmd)
 	if err == nil {
 		err = reply.Err
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	res, ok := reply.Result.(*metadata.ReplaceReplicaResult)
 	if !ok || res.Store != s.store.ID() {
-		return fmt.Errorf("the metadata replica's successor is not for this store: %+v", reply.Result)
+		return 0, fmt.Errorf("the metadata replica's successor is not for this store: %+v", reply.Result)
 	}
-	// Without CreatedAt: it says nothing about what else was created here.
-	if err := s.host.Create([]raftgroup.Spec{metaSpec(res.Replica)}); err != nil {
-		return err
+	return res.Replica, nil
+}
+
+// registeredMeta asks which metadata replica this store has, by registering it as it is. It is for a
+// successor that was named in an answer that did not come: of a learner that it replaced the metadata
+// knows nothing any more.
+func (s *session) registeredMeta(ctx context.Context) (ident.ReplicaID, error) {
+	cmd, err := s.registration()
+	if err != nil {
+		return 0, err
 	}
-	s.release(ident.MetaGroup)
-	return nil
+	cmd.ClusterID, cmd.Previous = s.store.ClusterID(), cmd.Store
+	reply, err := s.submitUntilProposed(ctx, cmd)
+	if err == nil {
+		err = reply.Err
+	}
+	if err != nil {
+		return 0, err
+	}
+	res, ok := reply.Result.(*metadata.RegisterResult)
+	if !ok || res.Founder { // a founder's replica is never made from an answer
+		return 0, fmt.Errorf("the metadata replica's successor is not known: %+v", reply.Result)
+	}
+	return res.MetaReplica, nil
 }
 
 // replacing tells whether the Image already gives the replica's place to another, or never heard of it.

@@ -21,7 +21,7 @@ import (
 // Calls between nodes on their way into a cluster.
 const (
 	methodPrepare = "boot.prepare" // an identity.Genesis: hold it durably
-	methodCommit  = "boot.commit"  // its cluster id: every founder holds it
+	methodCommit  = "boot.commit"  // its cluster id: every founder holds it, and the one that says so is a member
 	methodJoin    = "boot.join"    // a metadata.RegisterBroker: answered by an encoded metadata.Reply
 )
 
@@ -94,7 +94,7 @@ const bootRetry = 200 * time.Millisecond
 
 // becomeMember returns once the store is a member and its metadata replica exists.
 func (b *bootstrapper) becomeMember(ctx context.Context) error {
-	said := ""
+	said, before := "", b.s.store.State()
 	for b.s.store.State() != identity.Member {
 		changed := b.changed.wait()
 		sit := b.situation()
@@ -119,8 +119,37 @@ func (b *bootstrapper) becomeMember(ctx context.Context) error {
 		}
 	}
 	b.tellStrangers()
+	if before != identity.Member {
+		b.tellFounders()
+	}
 	return b.ensureMeta()
 }
+
+// tellFounders says to the other founders that their genesis is committed. Its proposer does, but may be gone with
+// its store when only one of them has heard; the rest knows this node as it was when it said Hello, prepared, and
+// would take the genesis for one that nobody committed.
+func (b *bootstrapper) tellFounders() {
+	g := b.s.store.Genesis()
+	if g == nil {
+		return // this store joined
+	}
+	for _, m := range g.Members {
+		if m.Node == b.s.node {
+			continue
+		}
+		b.s.tasks.Go(func() {
+			ctx, cancel := context.WithTimeout(b.s.life, foundersHear)
+			defer cancel()
+			if _, err := b.s.tr.Call(ctx, m.Node, methodCommit, []byte(g.ClusterID)); err != nil && b.s.tr.Connected(m.Node) {
+				b.s.log.Info("a founder did not hear of the founding from here: saying Hello anew", "peer", int32(m.Node), "err", err)
+				b.s.tr.Rehello()
+			}
+		})
+	}
+}
+
+// foundersHear bounds the wait for a founder that is not connected. When it is, it gets a new Hello, that of a member.
+const foundersHear = 5 * time.Second
 
 // tellStrangers says Hello anew if a node is connected that is no founder: it
 // waits to see a member, and knows this one as it was before.
@@ -220,8 +249,8 @@ func (b *bootstrapper) servePrepare(from ident.StoreID, data []byte) error {
 }
 
 func (b *bootstrapper) serveCommit(from ident.StoreID, cluster string) error {
-	if g := b.s.store.Genesis(); g != nil && g.Proposer != from {
-		return fmt.Errorf("store %s commits the genesis of store %s", from, g.Proposer)
+	if g := b.s.store.Genesis(); g != nil && !g.Names(from) {
+		return fmt.Errorf("store %s commits the genesis of store %s and is no founder", from, g.Proposer)
 	}
 	defer b.changed.notify()
 	return b.s.store.CommitTo(cluster)

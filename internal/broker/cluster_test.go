@@ -21,6 +21,7 @@ import (
 	"chronik/internal/identity"
 	"chronik/internal/metadata"
 	"chronik/internal/raftgroup"
+	"chronik/internal/raftlog"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -702,6 +703,64 @@ func TestFoundingNeedsEveryConsent(t *testing.T) {
 	if err := s.boot.carryOut(t.Context(), sit, identity.Decide(sit)); err != nil || s.store.State() != identity.Member {
 		t.Errorf("node 2 holds it: %v, the store is %s", err, s.store.State())
 	}
+}
+
+// TestFoundersHearFromEachOther has a founding's proposer lose its disk when it had told only one of the others that
+// every founder holds the genesis: that one tells the third, which would give the genesis up when the proposer comes
+// back without its store, and the two founders' metadata group would have no majority for ever.
+func TestFoundersHearFromEachOther(t *testing.T) {
+	c := newTrio(t)
+	g := c.prepare()
+	c.start(2, 3)
+	eventually(t, 10*time.Second, "2 and 3 have said Hello, prepared", func() error {
+		if !c.b[2].session().tr.Connected(3) || !c.b[3].session().tr.Connected(2) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err := c.b[2].session().boot.serveCommit(g.Proposer, g.ClusterID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "3 is a member", func() error {
+		if st := c.b[3].session().store.State(); st != identity.Member {
+			return fmt.Errorf("it is %s", st)
+		}
+		return nil
+	})
+	c.start(1)
+	c.serving(1, 2, 3)
+	if err := c.b[3].session().boot.serveCommit(ident.NewStoreID(), g.ClusterID); err == nil {
+		t.Error("a store that is no founder commits the genesis")
+	}
+}
+
+// prepare makes nodes that have never run hold one genesis, as if proposed by node 1, whose disk is then lost.
+func (c *trio) prepare() *identity.Genesis {
+	c.t.Helper()
+	var stores []*identity.Store
+	for i := 1; i <= 3; i++ {
+		s, err := identity.OpenStore(c.fs[i], "/data", ident.NodeID(i))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		stores = append(stores, s)
+	}
+	g := &identity.Genesis{ClusterID: identity.NewClusterID(), Proposer: stores[0].ID(), Round: 1}
+	for i, s := range stores {
+		id := ident.NodeID(i + 1)
+		g.Members = append(g.Members, identity.GenesisMember{Node: id, Store: s.ID(), MetaReplica: ident.ReplicaID(id), RaftAddr: c.cfg[id].Raft.Listen})
+	}
+	for i, s := range stores {
+		log, err := raftlog.Open(raftlog.Options{FS: c.fs[i+1], Dir: "/data/raftlog", Store: s.ID(), Create: true, FileBytes: 1 << 20, MaxBytes: 8 << 20})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if err := errors.Join(s.Prepare(g), log.Close(), s.Close()); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	c.fs[1] = vfs.NewCrashableMem()
+	return g
 }
 
 // underFakeLeader is a session to which a fake peer is the metadata's leader.

@@ -1,9 +1,19 @@
 package broker
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"chronik/internal/metadata"
 	"chronik/internal/vfs"
 )
 
@@ -63,3 +73,58 @@ func TestDisk(t *testing.T) {
 type used int64
 
 func (u *used) Used() int64 { return int64(*u) }
+
+// TestReplicasMadeOnAFullDisk has no room for directories while topics are created: their replicas live once there
+// is, and those of a topic that was deleted meanwhile are gone.
+func TestReplicasMadeOnAFullDisk(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
+	var full atomic.Bool
+	b := standalone(t, testConfig(t, map[string]string{"group.partitions": "1"}), errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpMkdirAll && strings.Contains(op.Path, "/replicas/") {
+			return &fs.PathError{Op: "mkdir", Path: op.Path, Err: syscall.ENOSPC}
+		}
+		return nil
+	})))
+	var s *session
+	eventually(t, 10*time.Second, "it serves", func() error {
+		if s = b.session(); s == nil || !s.serving.Load() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	full.Store(true)
+	create := &metadata.CreateTopics{Topics: []metadata.NewTopic{
+		{Name: "stays", ID: metadata.TopicID{1}, Partitions: 2, ReplicationFactor: 1}, {Name: "goes", ID: metadata.TopicID{2}, Partitions: 1, ReplicationFactor: 1},
+	}}
+	if _, err := s.submit(t.Context(), create); err != nil {
+		t.Fatal(err)
+	}
+	img := s.meta.Image()
+	gone := img.TopicPartition("goes", 0).Replicas[0].ID
+	eventually(t, 5*time.Second, "its replica was made", func() error {
+		if s.rlog.Replica(gone) == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if _, err := s.submit(t.Context(), &metadata.DeleteTopics{Topics: []metadata.TopicRef{{Name: "goes"}}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "the deleted topic's replica is gone", func() error {
+		if s.rlog.Replica(gone) != nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	full.Store(false)
+	eventually(t, 5*time.Second, "the other topic serves", func() error {
+		for i := range int32(2) {
+			p := img.TopicPartition("stays", i)
+			if r := s.host.Replica(p.Group); r == nil || s.registry.partition(p.Group) == nil || !r.IsLeader() {
+				return fmt.Errorf("partition %d does not", i)
+			}
+		}
+		return nil
+	})
+}

@@ -69,6 +69,62 @@ func TestDisk(t *testing.T) {
 	}
 }
 
+// TestBallastOutlivesARestart: a node that starts while its disk is nearly full knows the ballast it has, on a real disk.
+func TestBallastOutlivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	var inFlight used
+	d := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler))
+	if d.hasBallast() {
+		t.Error("a ballast before it was made")
+	}
+	d.look()
+	again := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler))
+	if !d.hasBallast() || !again.hasBallast() || !again.giveUp() {
+		t.Errorf("made: %v, known after a restart: %v", d.hasBallast(), again.hasBallast())
+	}
+	if third := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler)); third.hasBallast() {
+		t.Error("known after it was given up")
+	}
+}
+
+// TestBallastWithoutRoomIsNone: what has no blocks is not taken for room, now or after a restart.
+func TestBallastWithoutRoomIsNone(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
+	full := true
+	wrapped := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full && op.Kind == errorfs.OpFilePreallocate {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	if err := mem.MkdirAll("/data", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var inFlight used
+	open := func() *disk { return newDisk(wrapped, "/data", &inFlight, 1<<20, slog.New(slog.DiscardHandler)) }
+	d := open()
+	d.look()
+	if _, err := mem.Stat("/data/" + ballastName); d.hasBallast() || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("has it: %v, its file: %v", d.hasBallast(), err)
+	}
+	// A crash between the file's making and the blocks' leaves the file.
+	f, err := mem.Create("/data/"+ballastName, vfs.CategoryNode)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if open().hasBallast() {
+		t.Error("an empty file is taken for the ballast")
+	}
+	full = false
+	if d.look(); !d.hasBallast() {
+		t.Error("not made once there was room")
+	}
+}
+
 // used is the bytes in flight.
 type used int64
 

@@ -611,12 +611,17 @@ type fakePeer struct {
 	calls atomic.Int32
 	call  func(ctx context.Context, method string) ([]byte, error)
 	up    chan struct{}
+	// refuses, if not empty, is what it answers to Hellos.
+	refuses string
 }
 
 func (d *fakePeer) Hello() []byte { return d.hello }
 
 func (d *fakePeer) AcceptHello(b []byte) (transport.PeerInfo, error) {
 	h, err := identity.DecodeHello(b)
+	if d.refuses != "" {
+		err = errors.New(d.refuses)
+	}
 	return transport.PeerInfo{Node: h.Node, Store: h.Store, Addr: h.RaftAddr}, err
 }
 
@@ -636,6 +641,12 @@ func (d *fakePeer) Call(ctx context.Context, _ transport.PeerInfo, method string
 // fake connects a peer that says hello to the node at raft until the test ends.
 func fake(t *testing.T, hello identity.Hello, raft string, call func(d *fakePeer, ctx context.Context, method string) ([]byte, error)) *fakePeer {
 	t.Helper()
+	return fakeThat(t, "", hello, raft, call)
+}
+
+// fakeThat is fake of a peer that refuses Hellos with what refuses says, if anything.
+func fakeThat(t *testing.T, refuses string, hello identity.Hello, raft string, call func(d *fakePeer, ctx context.Context, method string) ([]byte, error)) *fakePeer {
+	t.Helper()
 	said, err := hello.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -644,7 +655,7 @@ func fake(t *testing.T, hello identity.Hello, raft string, call func(d *fakePeer
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &fakePeer{hello: said, up: make(chan struct{})}
+	d := &fakePeer{hello: said, up: make(chan struct{}), refuses: refuses}
 	d.call = func(ctx context.Context, method string) ([]byte, error) { return call(d, ctx, method) }
 	tr, err := transport.New(transport.Options{
 		Node: hello.Node, Listen: l, Peers: map[ident.NodeID]string{1: raft}, Handler: d, Logger: slog.New(slog.DiscardHandler),
@@ -656,6 +667,67 @@ func fake(t *testing.T, hello identity.Hello, raft string, call func(d *fakePeer
 	t.Cleanup(tr.Close)
 	tr.Start()
 	return d
+}
+
+// TestStrangersOneByOne has disks of another cluster answer at a node's configured peers' addresses. The node ends if
+// all of them are there at once and it has no cluster of its own: not if one was seen when another had gone, and not
+// if its metadata is current, as that of a survivor that was recovered is.
+func TestStrangersOneByOne(t *testing.T) {
+	for _, current := range []bool{false, true} {
+		t.Run(fmt.Sprint("current ", current), func(t *testing.T) {
+			addrs := []string{"", freeAddr(t), freeAddr(t), freeAddr(t)}
+			cfg := testConfig(t, map[string]string{"raft.listen": addrs[1], "cluster.peers": fmt.Sprintf("1@%s,2@%s,3@%s", addrs[1], addrs[2], addrs[3])})
+			b := &Broker{opt: Options{Config: cfg}, log: slog.New(slog.DiscardHandler), fs: vfs.NewCrashableMem()}
+			ls, err := b.listenAgain()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := b.open(ls)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				s.stop(t.Context())
+				if err := s.store.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if current {
+				close(s.metaCurrent)
+			}
+			s.tr.Start()
+			says := func(n ident.NodeID, has func(transport.PeerStatus) bool) {
+				t.Helper()
+				eventually(t, 5*time.Second, "what is known of the peer", func() error {
+					for _, p := range s.tr.Peers() {
+						if p.Node == n && has(p) {
+							return nil
+						}
+					}
+					return errors.New("not yet")
+				})
+			}
+			comes := func(n ident.NodeID, refusal string) *fakePeer {
+				t.Helper()
+				h := identity.Hello{Node: n, Store: ident.NewStoreID(), State: identity.Member, Cluster: identity.NewClusterID(), Boot: 1, Run: 1, RaftAddr: addrs[n]}
+				d := fakeThat(t, refusal, h, addrs[1], nil)
+				says(n, func(p transport.PeerStatus) bool { return strings.Contains(p.LastError, refusal) })
+				return d
+			}
+			comes(2, foreign+": of 2").tr.Load().Close()
+			says(2, func(p transport.PeerStatus) bool { return !strings.Contains(p.LastError, foreign) })
+			comes(3, foreign+": of 3")
+			time.Sleep(50 * time.Millisecond) // what was told is heard
+			if len(s.fatal) > 0 {
+				t.Fatalf("ended although node 2 is gone: %v", <-s.fatal)
+			}
+			comes(2, foreign+": of 2 again")
+			time.Sleep(50 * time.Millisecond)
+			if ends := len(s.fatal) > 0; ends == current {
+				t.Errorf("all peers are strangers, the node ends: %v", ends)
+			}
+		})
+	}
 }
 
 // TestFoundingNeedsEveryConsent holds correctness rule 20: while one founder does

@@ -187,8 +187,8 @@ func (s *session) openLog() (*raftlog.Log, error) {
 
 func (s *session) logDir() string { return path.Join(s.cfg.Node.DataDir, "raftlog") }
 
-// renewStore gives the store a new identity. Its log is put aside, not removed: an
-// operator may want to look at it.
+// renewStore gives the store a new identity. Its log is put aside, not removed: should this
+// be the last disk of its cluster, 'chronik cluster recover' takes it up.
 func (s *session) renewStore() error {
 	aside := fmt.Sprintf("%s.lost-%s", s.logDir(), s.store.ID())
 	if err := s.store.Renew(); err != nil {

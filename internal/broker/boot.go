@@ -52,6 +52,8 @@ type bootstrapper struct {
 	s     *session
 	peers []ident.NodeID
 	hash  string
+	// failed are members through which joining has failed, the latest last. becomeMember's own.
+	failed []ident.NodeID
 
 	mu      sync.Mutex
 	live    map[ident.NodeID]identity.Hello
@@ -86,7 +88,7 @@ func (b *bootstrapper) situation() identity.Situation {
 			live[n] = h
 		}
 	}
-	return identity.Situation{Node: b.s.node, Peers: b.peers, Me: b.s.hello(), Live: live}
+	return identity.Situation{Node: b.s.node, Peers: b.peers, Me: b.s.hello(), Live: live, Failed: slices.Clone(b.failed)}
 }
 
 // bootRetry bounds how long a change that nothing announces goes unseen.
@@ -94,7 +96,7 @@ const bootRetry = 200 * time.Millisecond
 
 // becomeMember returns once the store is a member and its metadata replica exists.
 func (b *bootstrapper) becomeMember(ctx context.Context) error {
-	said, before := "", b.s.store.State()
+	said, before := map[ident.NodeID]string{}, b.s.store.State() // what each member brought of late is said once
 	for b.s.store.State() != identity.Member {
 		changed := b.changed.wait()
 		sit := b.situation()
@@ -103,9 +105,10 @@ func (b *bootstrapper) becomeMember(ctx context.Context) error {
 		if fatal := (*Error)(nil); errors.As(err, &fatal) {
 			return err
 		}
-		if text := b.describe(act, err); text != said {
-			said = text
-			b.s.setPhase(text)
+		text := b.describe(act, err)
+		b.s.setPhase(text)
+		if text != said[act.Via] {
+			said[act.Via] = text
 			b.s.log.Info("on the way into a cluster", "step", text)
 		}
 		if err == nil && act.Kind != identity.ActWait {
@@ -199,7 +202,11 @@ func (b *bootstrapper) carryOut(ctx context.Context, sit identity.Situation, act
 		}
 		b.s.tr.Rehello() // the proposer waits for this
 	case identity.ActJoin:
-		return b.join(ctx, act.Via)
+		err := b.join(ctx, act.Via)
+		if err != nil {
+			b.failed = append(slices.DeleteFunc(b.failed, func(n ident.NodeID) bool { return n == act.Via }), act.Via)
+		}
+		return err
 	case identity.ActWait:
 	}
 	return nil
@@ -312,8 +319,8 @@ func (s *session) serveJoin(ctx context.Context, from ident.NodeID, data []byte)
 	}
 	select {
 	case <-s.metaCurrent:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	default: // another member may be: the node asks the next one
+		return nil, errors.New("the metadata here is not current yet")
 	}
 	img := s.meta.Image()
 	reg.Previous = img.StoreOf(reg.Node)

@@ -669,6 +669,54 @@ func fakeThat(t *testing.T, refuses string, hello identity.Hello, raft string, c
 	return d
 }
 
+// TestJoinsThroughAnotherMember starts a node that hears a member first which is cut off from the rest of the cluster
+// since its restart and can register nobody: the node joins through another one.
+func TestJoinsThroughAnotherMember(t *testing.T) {
+	c := newTrio(t)
+	var cut atomic.Bool
+	for i := 1; i <= 3; i++ {
+		c.net[i] = Net{Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			from1 := i == 1 && (addr == c.cfg[2].Raft.Listen || addr == c.cfg[3].Raft.Listen)
+			if to1 := i != 1 && addr == c.cfg[1].Raft.Listen; cut.Load() && (from1 || to1) {
+				return nil, errors.New("the line is cut")
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}}
+	}
+	c.start(1, 2, 3)
+	c.serving(1, 2, 3)
+	c.stop(1)
+	cut.Store(true)
+	c.start(1)
+	cfg := testConfig(t, map[string]string{"node.id": "4", "cluster.peers": fmt.Sprintf("1@%s,2@%s,3@%s", c.cfg[1].Raft.Listen, c.cfg[2].Raft.Listen, c.cfg[3].Raft.Listen)})
+	b, err := Start(t.Context(), Options{
+		Config: cfg, Log: slog.New(slog.NewTextHandler(t.Output(), nil)).With("at", 4), Version: "test", FS: vfs.NewCrashableMem(),
+		Net: Net{Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			if addr != c.cfg[1].Raft.Listen {
+				time.Sleep(200 * time.Millisecond)
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		b.Stop()
+		if err := b.Wait(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	eventually(t, 8*time.Second, "node 4 serves", func() error {
+		if s := b.session(); s == nil {
+			return errors.New("no session")
+		} else if !s.serving.Load() {
+			return fmt.Errorf("it is at: %v", s.phase.Load())
+		}
+		return nil
+	})
+}
+
 // TestStrangersOneByOne has disks of another cluster answer at a node's configured peers' addresses. The node ends if
 // all of them are there at once and it has no cluster of its own: not if one was seen when another had gone, and not
 // if its metadata is current, as that of a survivor that was recovered is.

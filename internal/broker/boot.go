@@ -21,7 +21,7 @@ import (
 // Calls between nodes on their way into a cluster.
 const (
 	methodPrepare = "boot.prepare" // an identity.Genesis: hold it durably
-	methodCommit  = "boot.commit"  // its cluster id: every founder holds it
+	methodCommit  = "boot.commit"  // its cluster id: every founder holds it, and the one that says so is a member
 	methodJoin    = "boot.join"    // a metadata.RegisterBroker: answered by an encoded metadata.Reply
 )
 
@@ -52,6 +52,8 @@ type bootstrapper struct {
 	s     *session
 	peers []ident.NodeID
 	hash  string
+	// failed are members through which joining has failed, the latest last. becomeMember's own.
+	failed []ident.NodeID
 
 	mu      sync.Mutex
 	live    map[ident.NodeID]identity.Hello
@@ -86,7 +88,7 @@ func (b *bootstrapper) situation() identity.Situation {
 			live[n] = h
 		}
 	}
-	return identity.Situation{Node: b.s.node, Peers: b.peers, Me: b.s.hello(), Live: live}
+	return identity.Situation{Node: b.s.node, Peers: b.peers, Me: b.s.hello(), Live: live, Failed: slices.Clone(b.failed)}
 }
 
 // bootRetry bounds how long a change that nothing announces goes unseen.
@@ -94,7 +96,7 @@ const bootRetry = 200 * time.Millisecond
 
 // becomeMember returns once the store is a member and its metadata replica exists.
 func (b *bootstrapper) becomeMember(ctx context.Context) error {
-	said := ""
+	said, before := map[ident.NodeID]string{}, b.s.store.State() // what each member brought of late is said once
 	for b.s.store.State() != identity.Member {
 		changed := b.changed.wait()
 		sit := b.situation()
@@ -103,9 +105,10 @@ func (b *bootstrapper) becomeMember(ctx context.Context) error {
 		if fatal := (*Error)(nil); errors.As(err, &fatal) {
 			return err
 		}
-		if text := b.describe(act, err); text != said {
-			said = text
-			b.s.setPhase(text)
+		text := b.describe(act, err)
+		b.s.setPhase(text)
+		if text != said[act.Via] {
+			said[act.Via] = text
 			b.s.log.Info("on the way into a cluster", "step", text)
 		}
 		if err == nil && act.Kind != identity.ActWait {
@@ -119,8 +122,37 @@ func (b *bootstrapper) becomeMember(ctx context.Context) error {
 		}
 	}
 	b.tellStrangers()
+	if before != identity.Member {
+		b.tellFounders()
+	}
 	return b.ensureMeta()
 }
+
+// tellFounders says to the other founders that their genesis is committed. Its proposer does, but may be gone with
+// its store when only one of them has heard; the rest knows this node as it was when it said Hello, prepared, and
+// would take the genesis for one that nobody committed.
+func (b *bootstrapper) tellFounders() {
+	g := b.s.store.Genesis()
+	if g == nil {
+		return // this store joined
+	}
+	for _, m := range g.Members {
+		if m.Node == b.s.node {
+			continue
+		}
+		b.s.tasks.Go(func() {
+			ctx, cancel := context.WithTimeout(b.s.life, foundersHear)
+			defer cancel()
+			if _, err := b.s.tr.Call(ctx, m.Node, methodCommit, []byte(g.ClusterID)); err != nil && b.s.tr.Connected(m.Node) {
+				b.s.log.Info("a founder did not hear of the founding from here: saying Hello anew", "peer", int32(m.Node), "err", err)
+				b.s.tr.Rehello()
+			}
+		})
+	}
+}
+
+// foundersHear bounds the wait for a founder that is not connected. When it is, it gets a new Hello, that of a member.
+const foundersHear = 5 * time.Second
 
 // tellStrangers says Hello anew if a node is connected that is no founder: it
 // waits to see a member, and knows this one as it was before.
@@ -170,7 +202,11 @@ func (b *bootstrapper) carryOut(ctx context.Context, sit identity.Situation, act
 		}
 		b.s.tr.Rehello() // the proposer waits for this
 	case identity.ActJoin:
-		return b.join(ctx, act.Via)
+		err := b.join(ctx, act.Via)
+		if err != nil {
+			b.failed = append(slices.DeleteFunc(b.failed, func(n ident.NodeID) bool { return n == act.Via }), act.Via)
+		}
+		return err
 	case identity.ActWait:
 	}
 	return nil
@@ -220,8 +256,8 @@ func (b *bootstrapper) servePrepare(from ident.StoreID, data []byte) error {
 }
 
 func (b *bootstrapper) serveCommit(from ident.StoreID, cluster string) error {
-	if g := b.s.store.Genesis(); g != nil && g.Proposer != from {
-		return fmt.Errorf("store %s commits the genesis of store %s", from, g.Proposer)
+	if g := b.s.store.Genesis(); g != nil && !g.Names(from) {
+		return fmt.Errorf("store %s commits the genesis of store %s and is no founder", from, g.Proposer)
 	}
 	defer b.changed.notify()
 	return b.s.store.CommitTo(cluster)
@@ -283,8 +319,8 @@ func (s *session) serveJoin(ctx context.Context, from ident.NodeID, data []byte)
 	}
 	select {
 	case <-s.metaCurrent:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	default: // another member may be: the node asks the next one
+		return nil, errors.New("the metadata here is not current yet")
 	}
 	img := s.meta.Image()
 	reg.Previous = img.StoreOf(reg.Node)

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path"
 	"sync"
@@ -55,8 +56,8 @@ const (
 // a little for the blocks of directories.
 func newDisk(fs vfs.FS, dir string, memory interface{ Used() int64 }, logFileBytes int64, log *slog.Logger) *disk {
 	d := &disk{fs: fs, dir: dir, memory: memory, onSpace: func() {}, reserve: 2 * uint64(logFileBytes), ballast: uint64(logFileBytes + logFileBytes/16), log: log}
-	if st, err := fs.Stat(path.Join(dir, ballastName)); err == nil {
-		d.has = st.Size() > 0
+	if _, err := fs.Stat(path.Join(dir, ballastName)); err == nil {
+		d.make() // it takes no room that it has: a disk without free space does not hinder it
 	}
 	return d
 }
@@ -138,14 +139,15 @@ func (d *disk) look() {
 	}
 }
 
-// make reserves the ballast's blocks. Caller holds d.mu.
+// make reserves the ballast's blocks, which its size does not tell of; those it has already it keeps. What
+// is not whole does not stay: it would be taken for room. Caller holds d.mu.
 func (d *disk) make() {
 	name := path.Join(d.dir, ballastName)
-	f, err := d.fs.Create(name, vfs.CategoryNode)
+	f, err := d.fs.OpenReadWrite(name, vfs.CategoryNode)
 	if err == nil {
-		err = f.Preallocate(0, int64(d.ballast))
-		if cerr := f.Close(); err == nil {
-			err = cerr
+		err = errors.Join(f.Preallocate(0, int64(d.ballast)), f.Close())
+		if err != nil {
+			err = errors.Join(err, d.fs.Remove(name))
 		}
 	}
 	if err != nil {

@@ -1,9 +1,19 @@
 package broker
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"chronik/internal/metadata"
 	"chronik/internal/vfs"
 )
 
@@ -59,7 +69,118 @@ func TestDisk(t *testing.T) {
 	}
 }
 
+// TestBallastOutlivesARestart: a node that starts while its disk is nearly full knows the ballast it has, on a real disk.
+func TestBallastOutlivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	var inFlight used
+	d := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler))
+	if d.hasBallast() {
+		t.Error("a ballast before it was made")
+	}
+	d.look()
+	again := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler))
+	if !d.hasBallast() || !again.hasBallast() || !again.giveUp() {
+		t.Errorf("made: %v, known after a restart: %v", d.hasBallast(), again.hasBallast())
+	}
+	if third := newDisk(vfs.Default, dir, &inFlight, 1<<20, slog.New(slog.DiscardHandler)); third.hasBallast() {
+		t.Error("known after it was given up")
+	}
+}
+
+// TestBallastWithoutRoomIsNone: what has no blocks is not taken for room, now or after a restart.
+func TestBallastWithoutRoomIsNone(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
+	full := true
+	wrapped := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full && op.Kind == errorfs.OpFilePreallocate {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	if err := mem.MkdirAll("/data", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var inFlight used
+	open := func() *disk { return newDisk(wrapped, "/data", &inFlight, 1<<20, slog.New(slog.DiscardHandler)) }
+	d := open()
+	d.look()
+	if _, err := mem.Stat("/data/" + ballastName); d.hasBallast() || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("has it: %v, its file: %v", d.hasBallast(), err)
+	}
+	// A crash between the file's making and the blocks' leaves the file.
+	f, err := mem.Create("/data/"+ballastName, vfs.CategoryNode)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if open().hasBallast() {
+		t.Error("an empty file is taken for the ballast")
+	}
+	full = false
+	if d.look(); !d.hasBallast() {
+		t.Error("not made once there was room")
+	}
+}
+
 // used is the bytes in flight.
 type used int64
 
 func (u *used) Used() int64 { return int64(*u) }
+
+// TestReplicasMadeOnAFullDisk has no room for directories while topics are created: their replicas live once there
+// is, and those of a topic that was deleted meanwhile are gone.
+func TestReplicasMadeOnAFullDisk(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
+	var full atomic.Bool
+	b := standalone(t, testConfig(t, map[string]string{"group.partitions": "1"}), errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpMkdirAll && strings.Contains(op.Path, "/replicas/") {
+			return &fs.PathError{Op: "mkdir", Path: op.Path, Err: syscall.ENOSPC}
+		}
+		return nil
+	})))
+	var s *session
+	eventually(t, 10*time.Second, "it serves", func() error {
+		if s = b.session(); s == nil || !s.serving.Load() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	full.Store(true)
+	create := &metadata.CreateTopics{Topics: []metadata.NewTopic{
+		{Name: "stays", ID: metadata.TopicID{1}, Partitions: 2, ReplicationFactor: 1}, {Name: "goes", ID: metadata.TopicID{2}, Partitions: 1, ReplicationFactor: 1},
+	}}
+	if _, err := s.submit(t.Context(), create); err != nil {
+		t.Fatal(err)
+	}
+	img := s.meta.Image()
+	gone := img.TopicPartition("goes", 0).Replicas[0].ID
+	eventually(t, 5*time.Second, "its replica was made", func() error {
+		if s.rlog.Replica(gone) == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if _, err := s.submit(t.Context(), &metadata.DeleteTopics{Topics: []metadata.TopicRef{{Name: "goes"}}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "the deleted topic's replica is gone", func() error {
+		if s.rlog.Replica(gone) != nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	full.Store(false)
+	eventually(t, 5*time.Second, "the other topic serves", func() error {
+		for i := range int32(2) {
+			p := img.TopicPartition("stays", i)
+			if r := s.host.Replica(p.Group); r == nil || s.registry.partition(p.Group) == nil || !r.IsLeader() {
+				return fmt.Errorf("partition %d does not", i)
+			}
+		}
+		return nil
+	})
+}

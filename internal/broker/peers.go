@@ -3,9 +3,11 @@ package broker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"chronik/internal/config"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/raftgroup"
@@ -111,11 +113,8 @@ func (h peerHandler) Refused(node ident.NodeID, reason string) {
 		return
 	}
 	h.s.log.Warn("refused by a peer", "peer", int32(node), "err", reason)
-	if strings.Contains(reason, foreign) && h.s.foreignToAll(node) {
-		h.s.endWith(&Error{
-			Msg:  fmt.Sprintf("every peer refuses this node: %s", reason),
-			Hint: fmt.Sprintf("%s holds the data of another cluster, or cluster.peers names another cluster's nodes", h.s.cfg.Node.DataDir),
-		})
+	if err := h.s.strange(); err != nil {
+		h.s.endWith(err)
 	}
 }
 
@@ -144,19 +143,34 @@ func (s *session) watchClaim(node ident.NodeID) {
 	time.AfterFunc(claimGrace, look)
 }
 
-// foreignToAll notes that node is of another cluster and tells whether all
-// configured peers are: then this node is the stranger. One foreign node among
-// sound peers is their operator's mistake, not ours.
-func (s *session) foreignToAll(node ident.NodeID) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.strangers[node] = true
-	for _, p := range s.cfg.Cluster.Peers {
-		if p.ID != s.node && (!s.strangers[p.ID] || s.tr.Connected(p.ID)) {
-			return false
+// strange is an error if all configured peers refuse this node as one of another cluster, each the last time it was
+// spoken to: then this node is the stranger. One foreign node among sound peers is their operator's mistake, not
+// ours; and a node whose metadata is current has its cluster, whoever else has the peers' addresses: so do old disks
+// beside one that was recovered.
+func (s *session) strange() error {
+	select {
+	case <-s.metaCurrent:
+		return nil
+	default:
+	}
+	last := ""
+	for _, p := range s.tr.Peers() {
+		configured := slices.ContainsFunc(s.cfg.Cluster.Peers, func(c config.Peer) bool { return c.ID == p.Node })
+		switch {
+		case !configured:
+		case !strings.Contains(p.Refusal, foreign) || !strings.Contains(p.LastError, foreign):
+			return nil
+		default:
+			last = p.Refusal
 		}
 	}
-	return true
+	if last == "" {
+		return nil
+	}
+	return &Error{
+		Msg:  fmt.Sprintf("every peer refuses this node: %s", last),
+		Hint: fmt.Sprintf("%s holds the data of another cluster, or cluster.peers names another cluster's nodes", s.cfg.Node.DataDir),
+	}
 }
 
 // Frame implements transport.Handler.

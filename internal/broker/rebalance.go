@@ -40,7 +40,7 @@ func (v view) Rebalance(ctx context.Context, dryRun bool) (admin.Rebalance, erro
 	out := admin.Rebalance{Begun: []admin.Move{}, Unreachable: []int32{}}
 	if !dryRun {
 		img := s.meta.Image()
-		for _, m := range metadata.MayBegin(img, metadata.PlanMoves(img, alive), movesAtOnce) {
+		for _, m := range metadata.MayBegin(img, metadata.PlanMoves(img, alive), alive, movesAtOnce) {
 			begun, err := s.beginMove(ctx, m)
 			if err != nil {
 				return out, err

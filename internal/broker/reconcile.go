@@ -29,6 +29,7 @@ func (s *session) kick() {
 func (s *session) reconcile(ctx context.Context) {
 	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
+	said := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -43,9 +44,14 @@ func (s *session) reconcile(ctx context.Context) {
 		}
 		img = s.meta.Image()
 		s.learnAddresses(img)
+		text := ""
 		if err := s.reconcileLocal(ctx, img); err != nil && ctx.Err() == nil {
-			s.log.Warn("reconciled in part", "err", err)
+			text = err.Error()
 		}
+		if text != said && text != "" { // a full disk says the same at each attempt
+			s.log.Warn("reconciled in part", "err", text)
+		}
+		said = text
 		s.reconcileLed(ctx, img)
 	}
 }
@@ -122,35 +128,35 @@ func (s *session) reconcileLocal(ctx context.Context, img *metadata.Image) error
 func (s *session) locals() func(yield func(metadata.Local) bool) {
 	return func(yield func(metadata.Local) bool) {
 		for _, c := range s.rlog.Creations() {
-			if !yield(metadata.Local{Replica: c.Replica, Group: c.Group, CreatedAt: c.CreatedAt}) {
+			// The metadata's own replica is opened, again if need be, by who creates it.
+			unopened := c.Group != ident.MetaGroup && s.host.ByID(c.Replica) == nil
+			if !yield(metadata.Local{Replica: c.Replica, Group: c.Group, CreatedAt: c.CreatedAt, Unopened: unopened}) {
 				return
 			}
 		}
 	}
 }
 
-// create makes replicas that the Image names and that never were, all with one log record batch.
+// create makes replicas that the Image names and that never were, all with one log record batch, and opens
+// those that were made and could not be opened. For want of disk space some may not open: they
+// are tried again at the next look, the others serve.
 func (s *session) create(wanted []metadata.Wanted) error {
 	specs := make([]raftgroup.Spec, 0, len(wanted))
-	highest := ident.Index(0)
 	for _, w := range wanted {
 		specs = append(specs, w.Spec())
-		highest = max(highest, w.Replica.CreatedAt)
 	}
-	if err := s.host.Create(specs); err != nil {
-		return err
-	}
-	s.memory.created(highest)
-	for _, spec := range specs {
-		if r := s.host.ByID(spec.Replica); r != nil {
-			if err := s.registry.adopt(r, s.log); err != nil {
-				return err
-			}
+	errs := []error{s.host.Create(specs)}
+	for _, w := range wanted {
+		if s.rlog.Replica(w.Replica.ID) != nil { // the log has the whole batch, or nothing of it
+			s.memory.created(w.Replica.CreatedAt)
 		}
-		s.release(spec.Group)
+		if r := s.host.ByID(w.Replica.ID); r != nil {
+			errs = append(errs, s.registry.adopt(r, s.log))
+			s.release(r.Group())
+		}
 	}
 	s.changed.notify()
-	return nil
+	return errors.Join(errs...)
 }
 
 // retire deletes a replica that an applied Image does not name any more. What was
@@ -218,23 +224,58 @@ func (s *session) replace(ctx context.Context, cmd *metadata.ReplaceReplica) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
 	defer cancel()
+	next, err := s.metaSuccessor(ctx, cmd)
+	if errors.Is(err, metadata.ErrUnknownReplica) {
+		next, err = s.registeredMeta(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	// Without CreatedAt: it says nothing about what else was created here.
+	if err := s.host.Create([]raftgroup.Spec{metaSpec(next)}); err != nil {
+		return err
+	}
+	s.release(ident.MetaGroup)
+	return nil
+}
+
+// metaSuccessor asks for the metadata replica that takes the place of the one cmd names.
+func (s *session) metaSuccessor(ctx context.Context, cmd *metadata.ReplaceReplica) (ident.ReplicaID, error) {
 	reply, err := s.submitUntilProposed(ctx, cmd)
 	if err == nil {
 		err = reply.Err
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	res, ok := reply.Result.(*metadata.ReplaceReplicaResult)
 	if !ok || res.Store != s.store.ID() {
-		return fmt.Errorf("the metadata replica's successor is not for this store: %+v", reply.Result)
+		return 0, fmt.Errorf("the metadata replica's successor is not for this store: %+v", reply.Result)
 	}
-	// Without CreatedAt: it says nothing about what else was created here.
-	if err := s.host.Create([]raftgroup.Spec{metaSpec(res.Replica)}); err != nil {
-		return err
+	return res.Replica, nil
+}
+
+// registeredMeta asks which metadata replica this store has, by registering it as it is. It is for a
+// successor that was named in an answer that did not come: of a learner that it replaced the metadata
+// knows nothing any more.
+func (s *session) registeredMeta(ctx context.Context) (ident.ReplicaID, error) {
+	cmd, err := s.registration()
+	if err != nil {
+		return 0, err
 	}
-	s.release(ident.MetaGroup)
-	return nil
+	cmd.ClusterID, cmd.Previous = s.store.ClusterID(), cmd.Store
+	reply, err := s.submitUntilProposed(ctx, cmd)
+	if err == nil {
+		err = reply.Err
+	}
+	if err != nil {
+		return 0, err
+	}
+	res, ok := reply.Result.(*metadata.RegisterResult)
+	if !ok || res.Founder { // a founder's replica is never made from an answer
+		return 0, fmt.Errorf("the metadata replica's successor is not known: %+v", reply.Result)
+	}
+	return res.MetaReplica, nil
 }
 
 // replacing tells whether the Image already gives the replica's place to another, or never heard of it.

@@ -42,6 +42,9 @@ func (s *session) awaitMetadata(ctx context.Context) error {
 			said = why
 			s.log.Warn("metadata group not heard yet", "reason", why)
 		}
+		if err := s.strange(); err != nil {
+			return err
+		}
 		if err := s.replacedBy(ctx); err != nil {
 			return err
 		}

@@ -85,10 +85,8 @@ type session struct {
 	mu       sync.Mutex
 	asking   map[ident.ReplicaID]bool
 	underway map[string]bool
-	// strangers are configured peers that turned out to be of another cluster.
-	strangers map[ident.NodeID]bool
-	greeted   map[ident.NodeID]bool // peers whose Hello was accepted since the start, and this node
-	restored  bool                  // a peer remembers more of this store than it has
+	greeted  map[ident.NodeID]bool // peers whose Hello was accepted since the start, and this node
+	restored bool                  // a peer remembers more of this store than it has
 
 	// life ends when the session stops, after the groups have.
 	life   context.Context
@@ -115,7 +113,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 		meta: metadata.NewStore(), quota: wire.NewQuota(requestMemory), registry: newRegistry(), handles: segment.NewHandles(0),
 		away: newAbsence(), kicked: make(chan struct{}, 1), fatal: make(chan error, 4), adminAddr: cfg.Admin.Listen,
 		metaCurrent: make(chan struct{}), rebalancing: make(chan struct{}, 1), dialed: map[ident.NodeID]string{},
-		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, strangers: map[ident.NodeID]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
+		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
 	}
 	s.life, s.cancel = context.WithCancel(context.Background())
 	s.setPhase("opening the store")
@@ -189,8 +187,8 @@ func (s *session) openLog() (*raftlog.Log, error) {
 
 func (s *session) logDir() string { return path.Join(s.cfg.Node.DataDir, "raftlog") }
 
-// renewStore gives the store a new identity. Its log is put aside, not removed: an
-// operator may want to look at it.
+// renewStore gives the store a new identity. Its log is put aside, not removed: should this
+// be the last disk of its cluster, 'chronik cluster recover' takes it up.
 func (s *session) renewStore() error {
 	aside := fmt.Sprintf("%s.lost-%s", s.logDir(), s.store.ID())
 	if err := s.store.Renew(); err != nil {

@@ -18,6 +18,8 @@ type Situation struct {
 	// Live are the Hellos of the nodes that are connected now, each the newest: a
 	// node says Hello anew when its state has changed.
 	Live map[ident.NodeID]Hello
+	// Failed are members through which joining has failed, the latest last.
+	Failed []ident.NodeID
 }
 
 // ActionKind is what a node does next on its way into a cluster.
@@ -119,17 +121,21 @@ func decidePrepared(s Situation) (Action, bool) {
 	return wait([]ident.NodeID{proposer}, "agreed to found cluster %s: waiting for node %d to commit", g.ClusterID, proposer), true
 }
 
-// decideJoin: a store that holds no Genesis sees a member. Configured peers come first.
+// decideJoin: a store that holds no Genesis sees a member. Configured peers come first; of the members of that cluster
+// those through which joining failed come last, the one that failed first before the others.
 func decideJoin(s Situation) (Action, bool) {
-	nodes := sortedNodes(s.Live)
-	slices.SortStableFunc(nodes, func(a, b ident.NodeID) int { return listed(s, b) - listed(s, a) })
-	for _, n := range nodes {
+	nodes := slices.DeleteFunc(sortedNodes(s.Live), func(n ident.NodeID) bool {
 		h := s.Live[n]
-		if h.State == Member && (s.Me.Cluster == "" || s.Me.Cluster == h.Cluster) {
-			return Action{Kind: ActJoin, Via: n, Why: fmt.Sprintf("joining cluster %s through node %d", h.Cluster, n)}, true
-		}
+		return h.State != Member || s.Me.Cluster != "" && s.Me.Cluster != h.Cluster
+	})
+	if len(nodes) == 0 {
+		return Action{}, false
 	}
-	return Action{}, false
+	slices.SortStableFunc(nodes, func(a, b ident.NodeID) int { return listed(s, b) - listed(s, a) })
+	cluster := s.Live[nodes[0]].Cluster
+	nodes = slices.DeleteFunc(nodes, func(n ident.NodeID) bool { return s.Live[n].Cluster != cluster })
+	via := slices.MinFunc(nodes, func(a, b ident.NodeID) int { return slices.Index(s.Failed, a) - slices.Index(s.Failed, b) })
+	return Action{Kind: ActJoin, Via: via, Why: fmt.Sprintf("joining cluster %s through node %d", cluster, via)}, true
 }
 
 func listed(s Situation, n ident.NodeID) int {

@@ -103,6 +103,31 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestJoinsThroughAnother: a member through which joining failed is not asked again before the others of its cluster,
+// and a stranger's cluster is not joined in its place.
+func TestJoinsThroughAnother(t *testing.T) {
+	live := map[ident.NodeID]Hello{}
+	for n, cluster := range map[ident.NodeID]string{2: "ours", 3: "ours", 4: "another", 5: "ours"} {
+		live[n] = Hello{Node: n, Store: ident.StoreID{byte(n)}, State: Member, Cluster: cluster}
+	}
+	for _, c := range []struct {
+		failed []ident.NodeID
+		want   ident.NodeID
+	}{
+		{nil, 2},
+		{[]ident.NodeID{2}, 3},
+		{[]ident.NodeID{2, 3}, 5}, // not a configured peer, and a member of the same cluster
+		{[]ident.NodeID{2, 3, 5}, 2},
+		{[]ident.NodeID{3, 5, 2}, 3},
+		{[]ident.NodeID{9}, 2},
+	} {
+		s := Situation{Node: 1, Peers: []ident.NodeID{1, 2, 3, 4}, Me: Hello{Node: 1, Store: ident.StoreID{1}, State: Blank}, Live: live, Failed: c.failed}
+		if got := Decide(s); got.Kind != ActJoin || got.Via != c.want {
+			t.Errorf("failed through %v: %s (%s), want node %d", c.failed, say(got), got.Why, c.want)
+		}
+	}
+}
+
 func TestNewGenesis(t *testing.T) {
 	live := map[ident.NodeID]Hello{}
 	peers := []ident.NodeID{1}

@@ -30,9 +30,10 @@
 // TestFounding holds this against crashes, wipes, cuts and late or repeated calls.
 //
 // It rests on three duties of the caller: a node says Hello anew when its store
-// was committed, unprepared, joined or renewed; what a store is asked to Prepare or
-// Commit comes from the proposer's store, connected now; and an acknowledgement
-// counts only for the very Genesis and process that asked.
+// was committed, unprepared, joined or renewed, or has every founder commit too;
+// what a store is asked to Prepare comes from the proposer's store, connected now, and
+// to Commit from a founder's that is a member; and an acknowledgement counts only for
+// the very Genesis and process that asked.
 //
 // Non-goals: who may join (the metadata group decides), authentication.
 package identity

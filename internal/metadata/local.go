@@ -13,6 +13,8 @@ type Local struct {
 	Replica   ident.ReplicaID
 	Group     ident.GroupID
 	CreatedAt ident.Index
+	// Unopened: it has its creation record and nothing else that runs: it could not be opened when it was made.
+	Unopened bool
 }
 
 // Wanted is a replica that this node holds according to the Image.
@@ -26,8 +28,8 @@ type Wanted struct {
 
 // LocalPlan says what a node must do so that its replicas are those the Image names.
 type LocalPlan struct {
-	// Create are replicas never made yet, in order of CreatedAt then id. Make
-	// their creation durable in that order, or all at once: one made later tells that
+	// Create are replicas never made yet, and those unopened, in order of CreatedAt then id.
+	// Make their creation durable in that order, or all at once: one made later tells that
 	// those before it were made too (correctness rule 8).
 	Create []Wanted
 	// Lost were made here once and are gone: ask for their replacement (ReplaceReplica).
@@ -45,9 +47,9 @@ type LocalPlan struct {
 // the start: an old one can name replicas that were retired and removed here.
 func CreateLocal(img *Image, node ident.NodeID, store ident.StoreID, locals iter.Seq[Local], createdUpTo ident.Index) LocalPlan {
 	var plan LocalPlan
-	have := map[ident.ReplicaID]bool{}
+	have := map[ident.ReplicaID]Local{}
 	for l := range locals {
-		have[l.Replica] = true
+		have[l.Replica] = l
 		createdUpTo = max(createdUpTo, l.CreatedAt)
 		if img.Retired(l.Group, l.Replica) {
 			plan.Retired = append(plan.Retired, l)
@@ -55,8 +57,11 @@ func CreateLocal(img *Image, node ident.NodeID, store ident.StoreID, locals iter
 	}
 	for p, r := range img.ReplicasOn(node, store) {
 		w := Wanted{Partition: p, Replica: r, Founder: p.Founder(r.ID)}
+		l, made := have[r.ID]
 		switch {
-		case have[r.ID] || r.Lost:
+		case r.Lost || made && !l.Unopened:
+		case made:
+			plan.Create = append(plan.Create, w)
 		case r.CreatedAt < createdUpTo || r.CreatedAt == 0: // genesis makes its own replicas
 			plan.Lost = append(plan.Lost, w)
 		default:

@@ -65,6 +65,8 @@ func TestCreateLocal(t *testing.T) {
 		{"one of the same index is made", 1, s1, local(7), 10, "create 12@15 9@20f lost retired"},
 		{"a removed one was later", 1, s1, nil, 30, "create lost 7 12 9 retired"},
 		{"retired ones", 1, s1, local(7, 9, 12, 50, 60), 20, "create lost retired 50 60"},
+		{"made and not opened", 1, s1, append(local(7, 9), Local{Replica: 12, Group: 7, CreatedAt: 15, Unopened: true}), 20, "create 12@15 lost retired"},
+		{"retired and not opened", 1, s1, append(local(7, 9, 12), Local{Replica: 50, Group: 6, Unopened: true}), 20, "create lost retired 50"},
 		{"younger than the image", 1, s1, append(local(7, 9, 12), Local{Replica: 500, Group: 300}), 0, "create lost retired"},
 		{"another store of the node", 1, s2, nil, 0, "create lost retired"},
 		{"another node", 2, s2, nil, 0, "create 11@5f 8@10 lost retired"},

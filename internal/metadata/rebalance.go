@@ -53,9 +53,15 @@ func PlanMoves(img *Image, alive func(ident.NodeID) bool) []Move {
 }
 
 // MayBegin picks the moves that may be begun now: one a group, of groups
-// in which nothing else changes, and so many that atOnce are under way in all.
-func MayBegin(img *Image, moves []Move, atOnce int) []Move {
-	room := atOnce - len(MovesUnderWay(img))
+// in which nothing else changes, and so many that atOnce are under way in all. Those to nodes that
+// are not alive do not count: they cost nothing, and those of a node that is gone for good would never end.
+func MayBegin(img *Image, moves []Move, alive func(ident.NodeID) bool, atOnce int) []Move {
+	room := atOnce
+	for _, m := range MovesUnderWay(img) {
+		if alive(m.To) {
+			room--
+		}
+	}
 	begun := map[ident.GroupID]bool{}
 	var out []Move
 	for _, m := range moves {

@@ -106,7 +106,7 @@ func TestRebalanceConverges(t *testing.T) {
 			if len(plan) != want-moved {
 				rt.Fatalf("round %d: %d moves planned, %d begun, %d needed", round, len(plan), moved, want)
 			}
-			begun := MayBegin(m.img(), plan, atOnce)
+			begun := MayBegin(m.img(), plan, everyone, atOnce)
 			m.begin(begun)
 			moved += len(begun)
 			under := MovesUnderWay(m.img())
@@ -183,7 +183,7 @@ func TestRebalanceKeepsRacks(t *testing.T) {
 			}
 		}
 		for round := 0; len(plan) > 0; round++ {
-			begun := MayBegin(m.img(), plan, 100)
+			begun := MayBegin(m.img(), plan, alive, 100)
 			m.begin(begun)
 			m.finish(begun)
 			if len(begun) == 0 || round > 50 {
@@ -253,13 +253,30 @@ func TestRebalanceLeavesBrokenGroups(t *testing.T) {
 		m.must(&ReplaceReplica{Group: q.Group, Replica: q.OnNode(3).ID})
 	}
 	plan := PlanMoves(m.img(), everyone)
-	for _, v := range MayBegin(m.img(), plan, 100) {
+	for _, v := range MayBegin(m.img(), plan, everyone, 100) {
 		if v.Partition.Topic == "b" {
 			t.Errorf("begun in mid-repair: %+v", v)
 		}
 	}
 	if !slices.ContainsFunc(plan, func(v Move) bool { return v.Partition.Topic == "b" }) {
 		t.Errorf("nothing planned for later: %+v", plan)
+	}
+}
+
+// Moves to a node that is gone for good never end. They do not keep others from being begun.
+func TestRebalanceBesideADeadTarget(t *testing.T) {
+	m := cluster(t, 3)
+	m.topic("a", 6, 3)
+	m.must(registration(4, 4, 0))
+	m.begin(MayBegin(m.img(), PlanMoves(m.img(), everyone), everyone, 1))
+	m.must(registration(5, 5, 0)) // node 4 is gone before its replica is there, node 5 is to take its place
+	alive := func(n ident.NodeID) bool { return n != 4 }
+	plan := PlanMoves(m.img(), alive)
+	if begun := MayBegin(m.img(), plan, everyone, 1); len(begun) != 0 {
+		t.Errorf("a move to a living node is under way, and begun are %+v", begun)
+	}
+	if begun := MayBegin(m.img(), plan, alive, 1); len(begun) != 1 || begun[0].To != 5 {
+		t.Errorf("%d planned, begun %+v", len(plan), begun)
 	}
 }
 

@@ -289,11 +289,12 @@ func (h *Host) insert(r *Replica) error {
 }
 
 // Remove ends a replica that the metadata has retired, and deletes its log and
-// its files. Its directory is gone when Remove returns nil.
+// its files. Its directory is gone when Remove returns nil. The replica may be one that Create
+// made and could not open.
 func (h *Host) Remove(id ident.ReplicaID) error {
 	r := h.byID(id)
 	if r == nil {
-		return nil
+		return h.removeUnopened(id)
 	}
 	r.shutdown(ErrStopped)
 	<-r.done
@@ -301,6 +302,23 @@ func (h *Host) Remove(id ident.ReplicaID) error {
 		return fmt.Errorf("raftgroup: remove replica %d: %w", id, err)
 	}
 	h.forget(r)
+	return nil
+}
+
+// removeUnopened removes a replica of which the raftlog has the creation and the host nothing.
+func (h *Host) removeUnopened(id ident.ReplicaID) error {
+	for _, c := range h.opt.Log.Creations() {
+		if c.Replica != id {
+			continue
+		}
+		spec, err := specOf(c)
+		if err == nil {
+			err = h.newReplica(spec).remove()
+		}
+		if err != nil {
+			return fmt.Errorf("raftgroup: remove replica %d, which was not opened: %w", id, err)
+		}
+	}
 	return nil
 }
 

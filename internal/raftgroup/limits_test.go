@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -186,6 +187,34 @@ func TestRule31FullDiskAtStart(t *testing.T) {
 		if st := nd.host.ByID(50).Status(); st.State != StateHeld {
 			t.Fatalf("state %v", st.State)
 		}
+	})
+}
+
+// Rule 31: a replica that was retired before the disk had room to open it leaves no record and no files.
+func TestRule31RemoveOfAReplicaThatDidNotOpen(t *testing.T) {
+	full := false
+	inCluster(t, 1, func(c *cluster) {
+		c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+			if full {
+				return nil, fmt.Errorf("open: %w", syscall.ENOSPC)
+			}
+			return OpenMemory(fs, dir, blob, files)
+		}
+	}, func(c *cluster) {
+		c.create(1)
+		nd := c.nodes[1]
+		spec := specFor(Member{Replica: 50, Node: 1, Store: nd.store}, nil)
+		spec.Group, spec.Key = testGroup+1, "bb-0"
+		full = true
+		isErr(t, nd.host.Create([]Spec{spec}), syscall.ENOSPC)
+		must(t, nd.host.Remove(50))
+		if nd.log.Replica(50) != nil {
+			t.Error("the raftlog still has it")
+		}
+		if _, err := nd.fs.Stat(nd.host.baseOf(spec)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its directory is there: %v", err)
+		}
+		must(t, nd.host.Remove(50))
 	})
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 
 	"chronik/internal/ident"
 	"chronik/internal/identity"
@@ -52,28 +54,78 @@ func Recover(ctx context.Context, o Options) (rep *Report, err error) {
 		return nil, &Error{Msg: o.Dir + " holds no store", Hint: "--data-dir names the data directory of a node that survived; 'chronik restore --from URL' needs none"}
 	case err != nil:
 		return nil, err
-	case id.State != identity.Member:
+	case id.State != identity.Member && id.Cluster == "":
 		return nil, &Error{Msg: fmt.Sprintf("%s is a store that is %s: it has no data of a cluster", o.Dir, id.State), Hint: "choose a node that was a member and kept its disk"}
 	}
 	if err := d.free(id.Store); err != nil {
 		return nil, err
 	}
 	r := &recoverer{o: o, id: id, maker: maker{d: d, node: id.Node, shop: newWorkshop(d, o.DryRun)}}
-	log, err := raftlog.Open(raftlog.Options{
-		FS: o.FS, Dir: d.join("raftlog"), Store: id.Store, MaxBytes: 1 << 50, Logger: o.Log, // so large that nothing is tidied up
-	})
-	if errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) || errors.Is(err, raftlog.ErrCorrupt) {
-		rep, err = r.run(ctx, nil, err)
-		return rep, r.finished(err)
+	logs, loss, err := r.openLogs()
+	if err == nil {
+		rep, err = r.run(ctx, logs, loss)
+		err = r.finished(err)
 	}
+	for _, log := range logs {
+		err = errors.Join(err, log.Close())
+	}
+	return rep, err
+}
+
+// renewed tells whether a start gave the store a new identity, since its raftlog was not there or it was a copy. What
+// it held it holds still.
+func (r *recoverer) renewed() bool { return r.id.State != identity.Member }
+
+// openLogs opens the raftlog; of a store that was renewed, those that starts put aside: its own is new. Without any
+// that can be read it says why.
+func (r *recoverer) openLogs() (logs []*raftlog.Log, loss, err error) {
+	names, err := r.logNames()
 	if err != nil {
-		return nil, &Error{
-			Msg: "the raftlog of " + o.Dir + " cannot be opened", Err: err,
-			Hint: "try another survivor's data directory, or 'chronik restore --from URL'",
+		return nil, nil, err
+	}
+	loss = errors.New("a start found none and gave the store a new identity")
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		log, err := raftlog.Open(raftlog.Options{
+			FS: r.o.FS, Dir: r.d.join(name), Store: names[name], MaxBytes: 1 << 50, Logger: r.o.Log, // so large that nothing is tidied up
+		})
+		switch {
+		case err == nil:
+			logs = append(logs, log)
+		case errors.Is(err, raftlog.ErrMissing) || errors.Is(err, raftlog.ErrForeign) || errors.Is(err, raftlog.ErrCorrupt):
+			loss = err
+		default:
+			return logs, nil, &Error{
+				Msg: "the raftlog of " + r.o.Dir + " cannot be opened", Err: err,
+				Hint: "try another survivor's data directory, or 'chronik restore --from URL'",
+			}
 		}
 	}
-	rep, err = r.run(ctx, log, nil)
-	return rep, errors.Join(r.finished(err), log.Close())
+	if len(logs) > 0 {
+		loss = nil
+	}
+	return logs, loss, nil
+}
+
+// lostLog is the name of a log that a start put aside; its store's id follows.
+const lostLog = "raftlog.lost-"
+
+// logNames returns the directories of raftlogs, and whose they should be.
+func (r *recoverer) logNames() (map[string]ident.StoreID, error) {
+	if !r.renewed() {
+		return map[string]ident.StoreID{"raftlog": r.id.Store}, nil
+	}
+	all, err := vfs.List(r.o.FS, r.o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]ident.StoreID{}
+	for _, name := range all {
+		store, ok := strings.CutPrefix(name, lostLog)
+		if id, err := ident.ParseStoreID(store); ok && err == nil {
+			names[name] = id
+		}
+	}
+	return names, nil
 }
 
 // finished lets go of what a failed run built.
@@ -128,7 +180,7 @@ type recoverer struct {
 }
 
 // run does the work. Without a log, whose loss is why, each group ends at its checkpoint.
-func (r *recoverer) run(ctx context.Context, log *raftlog.Log, loss error) (*Report, error) {
+func (r *recoverer) run(ctx context.Context, logs []*raftlog.Log, loss error) (*Report, error) {
 	cluster := cmp.Or(r.o.Cluster, identity.NewClusterID())
 	r.rep = &Report{
 		DataDir: r.o.Dir, Source: r.o.Dir, Node: int32(r.id.Node), DryRun: r.o.DryRun, OldCluster: r.id.Cluster, OldStore: r.id.Store.String(),
@@ -142,7 +194,7 @@ func (r *recoverer) run(ctx context.Context, log *raftlog.Log, loss error) (*Rep
 	if loss != nil {
 		r.rep.Notes = append(r.rep.Notes, fmt.Sprintf("without the raftlog every group ends at its checkpoint; what came after it is lost: %v", loss))
 	}
-	if err := r.survey(log); err != nil {
+	if err := r.survey(logs); err != nil {
 		return nil, err
 	}
 	meta, err := r.openMeta()
@@ -175,17 +227,24 @@ func (r *recoverer) run(ctx context.Context, log *raftlog.Log, loss error) (*Rep
 	return r.rep, r.make(cluster, meta, conf)
 }
 
-// survey finds what there is of each group, the most advanced replica first.
-func (r *recoverer) survey(log *raftlog.Log) error {
+// survey finds what there is of each group, the most advanced replica first. What no log tells of, where there is
+// none of this store, has its files.
+func (r *recoverer) survey(logs []*raftlog.Log) error {
 	r.remains = map[ident.GroupID][]*raftgroup.Remains{}
 	var all []*raftgroup.Remains
-	if log != nil {
-		all = raftgroup.Survey(r.o.FS, r.d.join("replicas"), log)
-	} else {
-		var err error
-		if all, err = raftgroup.SurveyFiles(r.o.FS, r.d.join("replicas")); err != nil {
+	for _, log := range logs {
+		all = append(all, raftgroup.Survey(r.o.FS, r.d.join("replicas"), log)...)
+	}
+	if len(logs) == 0 || r.renewed() {
+		files, err := raftgroup.SurveyFiles(r.o.FS, r.d.join("replicas"))
+		if err != nil {
 			return err
 		}
+		logged := map[ident.ReplicaID]bool{}
+		for _, m := range all {
+			logged[m.Spec.Replica] = true
+		}
+		all = append(all, slices.DeleteFunc(files, func(m *raftgroup.Remains) bool { return logged[m.Spec.Replica] })...)
 	}
 	for _, m := range all {
 		if m.Spec.Group == 0 && m.Spec.Key == "meta" {

@@ -18,8 +18,10 @@ import (
 
 	"chronik/internal/broker"
 	"chronik/internal/config"
+	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/invariant"
+	"chronik/internal/raftlog"
 	"chronik/internal/vfs"
 )
 
@@ -198,6 +200,54 @@ func TestRecover(t *testing.T) {
 		oldAgain(t, d)
 		holds(t, d, rep.OldCluster, records)
 	}
+}
+
+// TestRecoverAfterARenewal: a survivor that was started once when its raftlog was gone, or was another store's, has a
+// new identity and no log of its own, and all it had. A log that a start put aside is taken up, if it was this store's.
+func TestRecoverAfterARenewal(t *testing.T) {
+	for what, c := range map[string]struct {
+		damage func(fsys vfs.FS) error
+		lost   bool // the log, and so what came after the checkpoints
+	}{
+		"gone": {func(fsys vfs.FS) error { return fsys.RemoveAll(testDir + "/raftlog") }, true},
+		"foreign": {func(fsys vfs.FS) error {
+			if err := fsys.RemoveAll(testDir + "/raftlog"); err != nil {
+				return err
+			}
+			l, err := raftlog.Open(raftlog.Options{FS: fsys, Dir: testDir + "/raftlog", Store: ident.NewStoreID(), Create: true, FileBytes: 1 << 20, MaxBytes: 8 << 20})
+			if err != nil {
+				return err
+			}
+			return l.Close()
+		}, true},
+		"put aside": {func(fsys vfs.FS) error {
+			return fsys.Rename(testDir+"/raftlog", testDir+"/raftlog.lost-"+identityOf(t, fsys).Store.String())
+		}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			disk, records := survivor(t, c.lost)
+			old := identityOf(t, disk)
+			noErr(t, c.damage(disk))
+			renew(t, disk)
+			if id := identityOf(t, disk); id.Store == old.Store || id.State != identity.Blank {
+				t.Fatalf("not renewed: %+v", id)
+			}
+			rep, err := Recover(t.Context(), Options{FS: disk, Dir: testDir})
+			noErr(t, err)
+			if rep.OldCluster != old.Cluster || rep.Count(Kept) != 4 || (len(rep.Notes) > 0) != c.lost {
+				t.Fatalf("%+v", rep)
+			}
+			holds(t, disk, rep.NewCluster, records)
+			serves(t, disk, records, 150)
+		})
+	}
+}
+
+// renew starts a node until its store has a new identity.
+func renew(t *testing.T, fsys vfs.FS) {
+	t.Helper()
+	_, stop := node(t, fsys)
+	stop()
 }
 
 func kadmSeed(cl *kgo.Client) string { return cl.OptValue(kgo.SeedBrokers).([]string)[0] }

@@ -45,7 +45,7 @@
 //   - Backlog lets in as many Produce requests as the node answers in half a second.
 //     The others wait on their connections (backlog.go).
 //   - The reader stops at MaxInflight requests, and while more than
-//     MaxPendingBytes of responses wait for a slow peer.
+//     MaxPendingBytes of responses, about (size.go), wait for a slow peer.
 //
 // # Hostile input
 //

@@ -286,21 +286,6 @@ func parseHeader(b []byte, flexible bool, req *Request) (body []byte, ok bool) {
 	return b[w.at:], true
 }
 
-// sizeHint is about the encoded size of a response: exact enough for those
-// that carry records, a guess for the others.
-func sizeHint(resp kmsg.Response) int {
-	n := 512
-	if f, ok := resp.(*kmsg.FetchResponse); ok {
-		for i := range f.Topics {
-			n += 64 + len(f.Topics[i].Topic)
-			for j := range f.Topics[i].Partitions {
-				n += 64 + len(f.Topics[i].Partitions[j].RecordBatches)
-			}
-		}
-	}
-	return n
-}
-
 const (
 	// minBuffer is where a buffer for encoded responses begins.
 	minBuffer = 4 << 10

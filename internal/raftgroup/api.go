@@ -288,6 +288,9 @@ type Options struct {
 	Workers int
 	// MaxInflightBytes bounds the entries sent to a follower and not acknowledged [64 MiB].
 	MaxInflightBytes int64
+	// MaxUnstoredBytes bounds, about, the entries of all groups that were taken from leaders and are not on disk yet:
+	// beyond it they are dropped as on a crowded disk. A disk that hangs would otherwise cost memory for each group [256 MiB].
+	MaxUnstoredBytes int64
 	Policy           Policy
 	// Compression of checkpoint blobs. The zero value is none.
 	Compression snapshot.Codec

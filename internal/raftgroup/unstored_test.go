@@ -16,7 +16,7 @@ import (
 // TestHangingDiskHoldsLittle: what a follower whose disk hangs takes from the leaders of all its groups is bounded for
 // the node, not for each group; nobody else waits for it, and it catches up.
 func TestHangingDiskHoldsLittle(t *testing.T) {
-	const groups, each, size, limit = 6, 12, 256 << 10, 1 << 20
+	const groups, each, size, limit = 6, 12, 64 << 10, 256 << 10
 	var hang atomic.Pointer[chan struct{}] // of node 3's log
 	inCluster(t, 3, func(c *cluster) {
 		c.tune = func(o *Options) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -176,6 +177,46 @@ func TestRestartKeepsEverything(t *testing.T) {
 			}
 		}
 		produce(5)
+	})
+}
+
+// TestTopicMadeAnewBeginsWithoutOffsets: what groups had committed for the topic of that name goes with it,
+// also when nobody has looked in between.
+func TestTopicMadeAnewBeginsWithoutOffsets(t *testing.T) {
+	cfg := testConfig(t, nil)
+	standalone(t, cfg, vfs.NewCrashableMem())
+	adm := kadm.NewClient(client(t, cfg))
+	made := func(topic string, offset int64) {
+		t.Helper()
+		if _, err := adm.CreateTopic(t.Context(), 1, 1, nil, topic); err != nil {
+			t.Fatal(err)
+		}
+		var os kadm.Offsets
+		os.Add(kadm.Offset{Topic: topic, At: offset, LeaderEpoch: -1})
+		if err := adm.CommitAllOffsets(t.Context(), "g", os); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made("anew", 5)
+	made("other", 6)
+	if _, err := adm.DeleteTopic(t.Context(), "anew"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adm.CreateTopic(t.Context(), 1, 1, nil, "anew"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "the old topic's offset is gone", func() error {
+		got, err := adm.FetchOffsets(t.Context(), "g")
+		if err != nil {
+			return err
+		}
+		if o, ok := got.Lookup("other", 0); !ok || o.At != 6 {
+			t.Fatalf("the offset of a topic that is there: %+v, %v", o, ok)
+		}
+		if o, ok := got.Lookup("anew", 0); ok && o.At >= 0 {
+			return fmt.Errorf("it is %d", o.At)
+		}
+		return nil
 	})
 }
 

@@ -308,6 +308,7 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	s.tasks.Go(func() { s.upkeep(ctx) })
+	s.tasks.Go(func() { s.forgetDeleted(ctx) })
 	s.tasks.Go(func() { s.doubtIdentity(ctx) })
 	if err := s.startArchive(ctx); err != nil {
 		return err

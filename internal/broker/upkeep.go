@@ -56,19 +56,15 @@ func (s *session) forgetStores(img *metadata.Image) {
 }
 
 // upkeep proposes, for the partitions this node leads, what retention drops and
-// which settings apply may use, and has offsets of deleted topics dropped.
+// which settings apply may use.
 func (s *session) upkeep(ctx context.Context) {
 	retention := time.NewTicker(retentionEvery)
 	settings := time.NewTicker(settingsEvery)
 	defer retention.Stop()
 	defer settings.Stop()
-	seen := s.meta.Image() // at the last look
 	for {
 		image, leaders := s.meta.Changed(), s.leaders.Changed()
-		img := s.meta.Image()
-		s.proposeSettings(ctx, img)
-		s.dropOffsets(seen, img)
-		seen = img
+		s.proposeSettings(ctx, s.meta.Image())
 		select {
 		case <-ctx.Done():
 			return
@@ -91,6 +87,25 @@ func pause(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(settleTime):
+	}
+}
+
+// forgetDeleted has offsets of deleted topics dropped. It looks at each Image as it
+// comes and waits for nothing else, as upkeep does: a topic that comes and goes
+// between two looks would not be seen, and what is committed after the look at which
+// a deletion is seen stays, for it is about a new topic of the same name.
+func (s *session) forgetDeleted(ctx context.Context) {
+	seen := s.meta.Image() // at the last look
+	for {
+		changed := s.meta.Changed()
+		img := s.meta.Image()
+		s.dropOffsets(seen, img)
+		seen = img
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"strconv"
 
 	"chronik/internal/metadata"
@@ -11,11 +12,11 @@ import (
 
 // verifyStaged reads a received snapshot of a group whose state lies in files.
 // Other groups' is all in the checkpoint, which has a checksum.
-func verifyStaged(fs vfs.FS, spec raftgroup.Spec, dir string, blob []byte, files []raftgroup.CaptureFile) error {
+func verifyStaged(ctx context.Context, fs vfs.FS, spec raftgroup.Spec, dir string, blob []byte, files []raftgroup.CaptureFile) error {
 	if spec.Kind != metadata.KindTopic {
 		return nil
 	}
-	return partition.VerifyStaged(fs, dir, blob, files)
+	return partition.VerifyStaged(ctx, fs, dir, blob, files)
 }
 
 // minReplicas is how many replicas a write to a partition waits for.

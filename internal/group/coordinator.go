@@ -1,6 +1,7 @@
 package group
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ type Options struct {
 	// members after the last that came. Negative: not at all. [500 ms]
 	InitialDelay time.Duration
 	// MinSession and MaxSession bound the session timeouts members may ask for [6 s, 30 min].
+	// A longer rebalance timeout counts as MaxSession.
 	MinSession, MaxSession time.Duration
 	// MaxMetadata bounds the metadata of a committed offset, in bytes [4096].
 	MaxMetadata int
@@ -90,8 +92,8 @@ type Coordinator struct {
 	// version is the highest Group.Version given. Two proposals may change places on
 	// their way; apply keeps the one with the higher version.
 	version  uint64
-	sweeps   []verdict // scans to be done
-	sweeping bool      // a goroutine does them
+	sweeps   []sweep // scans to be done
+	sweeping bool    // a goroutine does them
 	wg       sync.WaitGroup
 }
 
@@ -99,7 +101,8 @@ type Coordinator struct {
 func New(r Replica, sm *StateMachine, opt Options) *Coordinator {
 	opt = opt.withDefaults()
 	c := &Coordinator{r: r, sm: sm, opt: opt, log: opt.Logger, groups: map[string]*liveGroup{}}
-	c.roleChanged(sm.watchRole(c.roleChanged))
+	sm.watchRole(c.roleChanged)
+	c.roleChanged()
 	return c
 }
 
@@ -133,9 +136,11 @@ func (c *Coordinator) later(f func()) { c.after = append(c.after, f) }
 
 // roleChanged starts or ends serving. It runs on a raft worker and must not
 // block: loading goes on when ReadIndex answers, what waits is told by another goroutine.
-func (c *Coordinator) roleChanged(r role) {
+// Calls may overtake each other, so each looks at the role there is once mu is held.
+func (c *Coordinator) roleChanged() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	r := c.sm.currentRole()
 	if c.phase == phaseClosed || r.leading && c.phase != phaseFollower && c.term == r.term {
 		return
 	}
@@ -292,9 +297,12 @@ type waiter func(code int16)
 
 // Applied implements raftgroup.Waiter.
 func (w waiter) Applied(_ ident.Index, _ ident.Term, res raftgroup.Result, err error) {
+	said, _ := res.(error)
 	switch {
 	case err != nil:
 		w(codeOf(err))
+	case errors.Is(said, errKept):
+		w(errNonEmpty)
 	case res != nil:
 		w(errUnknown) // an entry that does not decode: nobody else may think it did
 	default:

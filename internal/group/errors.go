@@ -31,6 +31,10 @@ var (
 	errUnknownPartition     = kerr.UnknownTopicOrPartition.Code
 )
 
+// errKept is the Result of a group's deletion that found members, or, if only a
+// bare group was to go, offsets.
+var errKept = errors.New("group: not deleted, it is not empty")
+
 // codeOf maps what became of a proposal to Kafka's code. Clients repeat all of
 // these but the last; with ErrTimeout and ErrLeadershipLost the entry may still be applied. A group that is
 // too large for an entry gets the last, as from Kafka where it is too large for a batch.

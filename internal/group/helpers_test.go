@@ -40,10 +40,11 @@ type proposal struct {
 
 // node is one replica, its state machine and coordinator.
 type node struct {
-	s       *shard
-	sm      *StateMachine
-	c       *Coordinator
-	readErr error
+	s        *shard
+	sm       *StateMachine
+	c        *Coordinator
+	readErr  error
+	readHeld bool // ReadIndex is not answered
 }
 
 func newShard(t *testing.T, replicas int, opt Options) *shard {
@@ -111,9 +112,11 @@ func (n *node) Propose(data []byte, _ raftgroup.ProposeOptions, w raftgroup.Wait
 // ReadIndex implements Replica.
 func (n *node) ReadIndex(_ time.Time, done func(ident.Index, error)) {
 	n.s.mu.Lock()
-	err := n.readErr
+	err, held := n.readErr, n.readHeld
 	n.s.mu.Unlock()
-	go done(0, err)
+	if !held {
+		go done(0, err)
+	}
 }
 
 func (s *shard) drain() {

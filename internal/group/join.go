@@ -25,13 +25,16 @@ func joinError(member string, code int16) joinResult {
 
 // Join answers a JoinGroup request of the classic protocol, at the end of the
 // rebalance it takes part in. Group and member ids, protocols and their order
-// are the client's; the metadata bytes are passed on untouched.
+// are the client's; the metadata bytes are passed on untouched. Nothing of req is
+// kept once Join returns.
 func (c *Coordinator) Join(_ context.Context, req *kmsg.JoinGroupRequest, clientID, clientHost string, reply func(*kmsg.JoinGroupResponse)) {
+	version := req.Version
 	answer := func(res joinResult) {
-		resp := req.ResponseKind().(*kmsg.JoinGroupResponse)
+		resp := kmsg.NewPtrJoinGroupResponse()
+		resp.Version = version
 		resp.ErrorCode, resp.Generation, resp.LeaderID, resp.MemberID = res.code, res.generation, res.leader, res.member
 		resp.SkipAssignment, resp.Members = res.skip, res.members
-		if res.code == 0 || req.Version < 7 {
+		if res.code == 0 || version < 7 {
 			resp.Protocol = &res.protocol
 		}
 		if res.code == 0 {
@@ -62,7 +65,8 @@ func (c *Coordinator) join(req *kmsg.JoinGroupRequest, clientID, clientHost stri
 		rebalance: session, protocolType: req.ProtocolType, protocols: copyProtocols(req.Protocols), join: answer,
 	}
 	if req.Version >= 1 && req.RebalanceTimeoutMillis >= 0 {
-		n.rebalance = time.Duration(req.RebalanceTimeoutMillis) * time.Millisecond
+		// Old clients ask for 24 days and are not refused as for their session.
+		n.rebalance = min(time.Duration(req.RebalanceTimeoutMillis)*time.Millisecond, c.opt.MaxSession)
 	}
 	g := c.groups[req.Group]
 	if g == nil {
@@ -311,6 +315,9 @@ func (c *Coordinator) joinDue(g *liveGroup, now time.Time) {
 	c.completeJoin(g)
 }
 
+// minRejoin keeps members that wait for nobody, and are away, from costing a core.
+const minRejoin = time.Second
+
 // completeJoin begins the next generation with those who joined. Dynamic members
 // that did not are out; static ones stay until their session ends.
 func (c *Coordinator) completeJoin(g *liveGroup) {
@@ -326,7 +333,8 @@ func (c *Coordinator) completeJoin(g *liveGroup) {
 		}
 	}
 	if joined == 0 && len(g.members) > 0 {
-		c.setJoinTimer(g, time.Now().Add(g.rebalanceTimeout())) // only static members, all away
+		again := max(g.rebalanceTimeout(), minRejoin)
+		c.setJoinTimer(g, time.Now().Add(again)) // only static members, all away
 		return
 	}
 	g.generation++
@@ -356,13 +364,37 @@ func (c *Coordinator) completeJoin(g *liveGroup) {
 	c.log.Info("members joined", "group", g.id, "generation", g.generation, "members", len(g.members), "protocol", g.protocol)
 }
 
-// becomeEmpty replicates that nobody is left, so that the generation never goes back.
 func (c *Coordinator) becomeEmpty(g *liveGroup) {
 	g.state, g.protocol, g.leader = Empty, "", ""
+	c.storeEmpty(g)
+	c.log.Info("group is empty", "group", g.id, "generation", g.generation)
+}
+
+// emptyRetry is when the group's emptiness is proposed again after that failed.
+const emptyRetry = 5 * time.Second
+
+// storeEmpty replicates that nobody is left, so that the generation never goes
+// back, and tries again until it is stored or somebody joins: while the state
+// holds members, the group is not deleted and its offsets do not expire.
+func (c *Coordinator) storeEmpty(g *liveGroup) {
 	meta := c.snapshot(g, nil)
 	meta.EmptySinceMs = nowMs()
-	c.propose(encodePutGroup(nowMs(), meta), func(int16) {})
-	c.log.Info("group is empty", "group", g.id, "generation", g.generation)
+	c.propose(encodePutGroup(nowMs(), meta), func(code int16) {
+		if code == 0 {
+			return
+		}
+		c.locked(func() {
+			if g.emptyAt(meta.Generation) {
+				c.schedule(&timer{at: time.Now().Add(emptyRetry), kind: timerEmpty, group: g, seq: uint64(uint32(meta.Generation))})
+			}
+		})
+	})
+}
+
+// emptyAt tells whether nobody has joined since the group became empty at a generation. A group of
+// a coordinator that serves no more is Dead.
+func (g *liveGroup) emptyAt(generation int32) bool {
+	return g.state == Empty && g.generation == generation
 }
 
 // joined is the answer to a member of the current generation.

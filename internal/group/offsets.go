@@ -173,18 +173,22 @@ func (c *Coordinator) Fetch(ctx context.Context, group string, topics []kmsg.Off
 }
 
 // readIndex waits until the state here is as new as what was committed when it
-// was called; it returns a code if that cannot be known.
+// was called; it returns a code if that cannot be known: one of the two that old
+// Java consumers repeat OffsetFetch after. They throw on every other.
 func (c *Coordinator) readIndex(ctx context.Context) int16 {
 	done := make(chan error, 1)
 	c.r.ReadIndex(time.Now().Add(c.opt.ProposeTimeout), func(_ ident.Index, err error) { done <- err })
 	select {
 	case err := <-done:
-		if err != nil {
-			return codeOf(err)
+		switch {
+		case err == nil:
+			return 0
+		case codeOf(err) == errNotCoordinator:
+			return errNotCoordinator
 		}
-		return 0
+		return errLoadInProgress
 	case <-ctx.Done():
-		return errNotAvailable
+		return errLoadInProgress
 	}
 }
 

@@ -357,6 +357,27 @@ func TestDropTopics(t *testing.T) {
 	})
 }
 
+// What is committed after DropTopics was called is another topic's of the same name, however late it is looked at.
+func TestDropTopicsSparesLaterCommits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{})
+		defer s.close()
+		c := s.elect(0)
+		commit(t, c, "", -1, tp{"anew", 0, 1}, tp{"anew", 1, 1}, tp{"other", 0, 1}).get()
+		busy := make(chan struct{})
+		c.DropTopics(func(string) bool { <-busy; return false })
+		synctest.Wait()
+		c.DropTopics(func(topic string) bool { return topic == "anew" }) // waits for the first one
+		time.Sleep(time.Millisecond)
+		commit(t, c, "", -1, tp{"anew", 1, 9}, tp{"anew", 2, 9}).get()
+		close(busy)
+		synctest.Wait()
+		if got := fetchAll(c, "g"); got != "anew-1=9 anew-2=9 other-0=1 " {
+			t.Fatal(got)
+		}
+	})
+}
+
 func TestShardOf(t *testing.T) {
 	// Java: "test".hashCode() = 3556498, "".hashCode() = 0, "konsumenten-grüppe".hashCode() is negative.
 	if ShardOf("test", 50) != 3556498%50 || ShardOf("", 8) != 0 || ShardOf("a", 0) != 0 {
@@ -385,7 +406,8 @@ func TestFetchIsConfirmed(t *testing.T) {
 			t.Fatal(got)
 		}
 		for err, want := range map[error]int16{
-			raftgroup.ErrTimeout: errNotAvailable, raftgroup.ErrNotLeader: errNotCoordinator,
+			raftgroup.ErrTimeout: errLoadInProgress, raftgroup.ErrBusy: errLoadInProgress, errBoom: errLoadInProgress,
+			raftgroup.ErrNotLeader: errNotCoordinator,
 		} {
 			s.set(func() { s.nodes[0].readErr = err })
 			if got := c.Fetch(t.Context(), "g", nil); got.ErrorCode != want || len(got.Topics) > 0 {
@@ -394,7 +416,8 @@ func TestFetchIsConfirmed(t *testing.T) {
 		}
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if got := c.Fetch(gone, "g", nil); got.ErrorCode == 0 {
+		s.set(func() { s.nodes[0].readErr, s.nodes[0].readHeld = nil, true })
+		if got := c.Fetch(gone, "g", nil); got.ErrorCode != errLoadInProgress {
 			t.Fatalf("client went away: %+v", got)
 		}
 	})

@@ -2,6 +2,7 @@ package group
 
 import (
 	"context"
+	"math"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -220,6 +221,173 @@ func TestAssignmentThatCannotBeStored(t *testing.T) {
 		r = join(t, c, joinReq(3, r.MemberID, nil)).get()
 		if sy := syncGroup(t, c, r.MemberID, r.Generation, map[string]string{r.MemberID: "y"}).get(); string(sy.MemberAssignment) != "y" {
 			t.Fatalf("%+v", sy)
+		}
+	})
+}
+
+// emptyNotStored is a group with an offset whose last member has left, which could not be replicated.
+func emptyNotStored(t *testing.T, s *shard) (c *Coordinator, generation int32) {
+	t.Helper()
+	c = s.elect(0)
+	ids, generation := stable(t, c, 1, 3)
+	commit(t, c, ids[0], generation, tp{"orders", 0, 7}).get()
+	s.set(func() { s.fail = raftgroup.ErrBusy })
+	if code := leave(c, ids[0], nil); code != 0 {
+		t.Fatal(code)
+	}
+	time.Sleep(time.Minute) // and more than one try
+	s.set(func() { s.fail = nil })
+	if meta := s.nodes[0].sm.view().meta("g"); groupStateOf(c) != Empty || len(meta.Members) != 1 {
+		t.Fatal(groupStateOf(c), meta)
+	}
+	return c, generation + 1
+}
+
+func storedMembers(s *shard) int { return len(s.nodes[0].sm.view().meta("g").Members) }
+
+func TestEmptyGroupIsStoredAtLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		c, generation := emptyNotStored(t, s)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if meta := s.nodes[0].sm.view().meta("g"); len(meta.Members) != 0 || meta.Generation != generation || meta.EmptySinceMs == 0 {
+			t.Fatalf("%+v", meta)
+		}
+		entries := len(s.log)
+		time.Sleep(time.Hour)
+		if len(s.log) != entries {
+			t.Fatalf("%d entries more for a group that is stored", len(s.log)-entries)
+		}
+		time.Sleep(8 * 24 * time.Hour)
+		synctest.Wait()
+		if got := fetchAll(c, "g"); got != "" {
+			t.Fatalf("not expired: %q", got)
+		}
+	})
+}
+
+// Who joined meanwhile, or leads the shard now, knows better than what was to be stored.
+func TestEmptyGroupIsNotStoredOverALaterState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		c, generation := emptyNotStored(t, s)
+		entries := len(s.log)
+		if j := join(t, c, joinReq(3, "", nil)).get(); j.ErrorCode != 0 || j.Generation != generation+1 {
+			t.Fatalf("%+v", j)
+		}
+		time.Sleep(9 * time.Second) // less than its session
+		if len(s.log) != entries {
+			t.Fatal("stored as empty with a member")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		emptyNotStored(t, s)
+		entries := len(s.log)
+		s.elect(-1)
+		s.elect(0)
+		time.Sleep(9 * time.Second)
+		if len(s.log) != entries || storedMembers(s) != 1 {
+			t.Fatal("stored by who does not lead any more")
+		}
+	})
+}
+
+// A deletion that finds members says so, and the live group keeps its generation.
+func TestDeletionThatFindsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		c, generation := emptyNotStored(t, s)
+		del := func() int16 {
+			a := newAnswer[int16](t)
+			c.Delete(t.Context(), "g", a.reply)
+			return a.get()
+		}
+		if code := del(); code != errNonEmpty || fetchAll(c, "g") != "orders-0=7 " || c.groups["g"] == nil {
+			t.Fatalf("code %d, offsets %q", code, fetchAll(c, "g"))
+		}
+		time.Sleep(10 * time.Second) // stored by now
+		if code := del(); code != 0 || fetchAll(c, "g") != "" || c.groups["g"] != nil {
+			t.Fatalf("code %d, offsets %q", code, fetchAll(c, "g"))
+		}
+		if generation != 2 {
+			t.Fatal(generation)
+		}
+	})
+}
+
+// New and RoleChanged may come to the coordinator's lock in any order: what counts is the role there is then.
+func TestRoleToldLateChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{})
+		defer s.close()
+		n := s.nodes[0]
+		late := n.c.roleChanged // of a time when it did not lead
+		s.elect(0)
+		late()
+		synctest.Wait()
+		if !n.c.Ready() {
+			t.Fatal("leads and does not serve")
+		}
+		s.lead = -1
+		n.sm.mu.Lock()
+		n.sm.role = role{false, 2} // not told yet
+		n.sm.mu.Unlock()
+		late() // of a time when it did
+		synctest.Wait()
+		if n.c.Ready() {
+			t.Fatal("serves and does not lead")
+		}
+	})
+}
+
+// A rebalance timeout of 0 ends the wait for static members that are away at once, time and again.
+func TestAbsentStaticMembersSpinNothing(t *testing.T) {
+	s := newShard(t, 1, Options{InitialDelay: -1})
+	n := s.nodes[0]
+	defer n.c.Close()
+	meta := &Group{ID: "g", Version: 1, Generation: 4, ProtocolType: "consumer", Protocol: "range", Leader: "a"}
+	for _, id := range []string{"a", "b"} {
+		meta.Members = append(meta.Members, Member{ID: id, InstanceID: str("i" + id), SessionMs: 600_000})
+	}
+	n.sm.st.put(meta)
+	s.lead, s.term = 0, 1
+	n.sm.RoleChanged(1, 1, true)
+	for !n.c.Ready() {
+		time.Sleep(time.Millisecond)
+	}
+	if code := leave(n.c, "a", nil); code != errFenced && code != 0 {
+		t.Fatal(code)
+	}
+	time.Sleep(300 * time.Millisecond) // of real time: synctest's would stand still
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if g := n.c.groups["g"]; g.state != PreparingRebalance || g.joinSeq > 2 {
+		t.Errorf("%s: %d deadlines in 300 ms", g.state, g.joinSeq)
+	}
+}
+
+// A member that asks for more waits no longer than the longest session.
+func TestRebalanceTimeoutIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 1, Options{InitialDelay: -1})
+		defer s.close()
+		c := s.elect(0)
+		req := joinReq(3, "", nil)
+		req.RebalanceTimeoutMillis = math.MaxInt32 // what Kafka Streams asks for until 2.2
+		first := join(t, c, req).get()
+		began := time.Now()
+		second := join(t, c, joinReq(3, "", nil))
+		for heartbeat(c, first.MemberID, first.Generation) == errRebalance { // and does not join again
+			time.Sleep(5 * time.Second)
+		}
+		if r, ok := second.now(); !ok || r.ErrorCode != 0 || time.Since(began) > 31*time.Minute {
+			t.Errorf("after %v: answered %v", time.Since(began), ok)
 		}
 	})
 }

@@ -116,11 +116,15 @@ func (s *state) put(meta *Group) {
 	s.groups.Set(meta.ID, &g)
 }
 
-// deleteGroup removes a group without members; with ifBare only one without offsets.
-func (s *state) deleteGroup(id string, ifBare bool) {
+// deleteGroup removes a group without members; with ifBare only one without
+// offsets. It tells whether the group is gone.
+func (s *state) deleteGroup(id string, ifBare bool) bool {
 	g := s.group(id)
-	if g == nil || g.meta != nil && len(g.meta.Members) > 0 || ifBare && g.offsets > 0 {
-		return
+	switch {
+	case g == nil:
+		return true
+	case g.meta != nil && len(g.meta.Members) > 0 || ifBare && g.offsets > 0:
+		return false
 	}
 	var keys []offsetKey
 	for k := range s.offsetsOf(id) {
@@ -130,6 +134,7 @@ func (s *state) deleteGroup(id string, ifBare bool) {
 		s.offsets.Delete(k.encode())
 	}
 	s.groups.Delete(id)
+	return true
 }
 
 func (s *state) deleteOffset(d deleted) {
@@ -148,13 +153,15 @@ func (s *state) deleteOffset(d deleted) {
 	s.groups.Set(d.key.group, &g)
 }
 
-// apply carries out one entry. An entry that does not decode changes nothing.
+// apply carries out one entry. An entry that does not decode changes nothing; a
+// deletion that changes nothing returns errKept.
 func (s *state) apply(data []byte) error {
 	kind, nowMs, r, err := openEntry(data)
 	if err != nil {
 		return err
 	}
 	nowMs = max(nowMs, s.nowMs)
+	kept := false
 	switch kind {
 	case kindCommit:
 		group, cs := decodeCommit(&r, nowMs)
@@ -169,7 +176,7 @@ func (s *state) apply(data []byte) error {
 	case kindDeleteGroup:
 		id, ifBare := r.str(), r.byte() == 1
 		if err = r.end("deletion of a group"); err == nil {
-			s.deleteGroup(id, ifBare)
+			kept = !s.deleteGroup(id, ifBare)
 		}
 	case kindDeleteOffsets:
 		ds := decodeDeleteOffsets(&r)
@@ -179,8 +186,12 @@ func (s *state) apply(data []byte) error {
 			}
 		}
 	}
-	if err == nil {
-		s.nowMs = nowMs
+	if err != nil {
+		return err
 	}
-	return err
+	s.nowMs = nowMs
+	if kept {
+		return errKept
+	}
+	return nil
 }

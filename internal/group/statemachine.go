@@ -16,8 +16,8 @@ type StateMachine struct {
 	st *state
 
 	role role
-	// onRole is told of every change of role; set by New.
-	onRole func(role)
+	// onRole is called after every change of role; set by New.
+	onRole func()
 }
 
 type role struct {
@@ -41,8 +41,8 @@ func Open(_ vfs.FS, dir string, blob []byte, _ []raftgroup.CaptureFile) (raftgro
 	return m, nil
 }
 
-// Apply implements raftgroup.StateMachine. A Result is nil, or the error of an
-// entry that does not decode, which changes nothing on any replica.
+// Apply implements raftgroup.StateMachine. A Result is nil, errKept, or the
+// error of an entry that does not decode, which changes nothing on any replica.
 func (m *StateMachine) Apply(entries []raftgroup.Entry) ([]raftgroup.Result, error) {
 	results := make([]raftgroup.Result, len(entries))
 	m.mu.Lock()
@@ -84,18 +84,23 @@ func (m *StateMachine) Close() error { return nil }
 func (m *StateMachine) RoleChanged(_ ident.NodeID, term ident.Term, leading bool) {
 	m.mu.Lock()
 	m.role = role{leading, term}
-	r, fn := m.role, m.onRole
+	fn := m.onRole
 	m.mu.Unlock()
 	if fn != nil {
-		fn(r)
+		fn()
 	}
 }
 
-// watchRole makes fn hear of changes of role and returns the current one.
-func (m *StateMachine) watchRole(fn func(role)) role {
+// watchRole makes fn be called after changes of role.
+func (m *StateMachine) watchRole(fn func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.onRole = fn
+}
+
+func (m *StateMachine) currentRole() role {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	return m.role
 }
 

@@ -37,7 +37,15 @@ func (c *Coordinator) expired(now time.Time) verdict {
 	}
 }
 
-// DropTopics deletes all offsets of topics that are gone, in the background. It
+// sweep is a scan that waits for its turn. Its state is that of the moment it was
+// asked for: what is committed later has another time and stays.
+type sweep struct {
+	st     *state
+	judged verdict
+}
+
+// DropTopics deletes all offsets of topics that are gone, in the background, but
+// those committed after the call: they are a new topic's of the same name. It
 // does nothing unless this Coordinator serves, so the next one must be asked, too.
 // gone must not block.
 func (c *Coordinator) DropTopics(gone func(topic string) bool) {
@@ -53,12 +61,12 @@ func (c *Coordinator) DropTopics(gone func(topic string) bool) {
 }
 
 // startSweep deletes what v condemns, in the background: the state is looked at
-// as of now, and apply deletes only what was not committed anew since. mu is held.
+// as of the call, and apply deletes only what was not committed anew since. mu is held.
 func (c *Coordinator) startSweep(v verdict) {
 	if c.phase != phaseReady {
 		return
 	}
-	c.sweeps = append(c.sweeps, v)
+	c.sweeps = append(c.sweeps, sweep{c.sm.view(), v})
 	if c.sweeping {
 		return
 	}
@@ -71,20 +79,19 @@ func (c *Coordinator) startSweep(v verdict) {
 				c.mu.Unlock()
 				return
 			}
-			v := c.sweeps[0]
+			next := c.sweeps[0]
 			c.sweeps = c.sweeps[1:]
 			live := map[string]bool{}
 			for id, g := range c.groups {
 				live[id] = len(g.members) > 0 || len(g.pending) > 0
 			}
 			c.mu.Unlock()
-			c.runSweep(v, live)
+			c.runSweep(next, live)
 		}
 	})
 }
 
-func (c *Coordinator) runSweep(v verdict, live map[string]bool) {
-	st := c.sm.view()
+func (c *Coordinator) runSweep(sw sweep, live map[string]bool) {
 	var ds []deleted
 	total, size := 0, 0
 	flush := func() {
@@ -97,8 +104,8 @@ func (c *Coordinator) runSweep(v verdict, live map[string]bool) {
 		})
 		ds = ds[:0]
 	}
-	st.offsets.Scan(func(key string, o *Offset) bool {
-		if k := decodeKey(key); v(st, live, k, o) {
+	sw.st.offsets.Scan(func(key string, o *Offset) bool {
+		if k := decodeKey(key); sw.judged(sw.st, live, k, o) {
 			size += len(key)
 			if ds = append(ds, deleted{k, o.CommitMs}); len(ds) == sweepBatch || size > sweepBytes {
 				flush()
@@ -109,7 +116,7 @@ func (c *Coordinator) runSweep(v verdict, live map[string]bool) {
 	if len(ds) > 0 {
 		flush()
 	}
-	bare := c.sweepGroups(st, live)
+	bare := c.sweepGroups(sw.st, live)
 	if total+bare > 0 {
 		c.log.Info("deleted expired offsets", "offsets", total, "groups", bare)
 	}

@@ -16,9 +16,12 @@ type syncResult struct {
 }
 
 // Sync answers a SyncGroup request once the leader's assignment is replicated.
+// Nothing of req is kept once Sync returns.
 func (c *Coordinator) Sync(_ context.Context, req *kmsg.SyncGroupRequest, reply func(*kmsg.SyncGroupResponse)) {
+	version := req.Version
 	answer := func(res syncResult) {
-		resp := req.ResponseKind().(*kmsg.SyncGroupResponse)
+		resp := kmsg.NewPtrSyncGroupResponse()
+		resp.Version = version
 		resp.ErrorCode, resp.MemberAssignment = res.code, res.assignment
 		if resp.MemberAssignment == nil {
 			resp.MemberAssignment = []byte{}

@@ -12,6 +12,7 @@ const (
 	timerPending                    // a member id given out and not used yet
 	timerJoin                       // the phase in which members join ends
 	timerSync                       // the phase in which members ask for their assignment ends
+	timerEmpty                      // replicate again that the group is empty
 	timerRetention                  // look for offsets that have expired
 )
 
@@ -24,7 +25,7 @@ type timer struct {
 	group  *liveGroup
 	member *member
 	id     string // timerPending: the member id
-	seq    uint64 // timerJoin: liveGroup.joinSeq; timerSync: its generation
+	seq    uint64 // timerJoin: liveGroup.joinSeq; timerSync, timerEmpty: its generation
 }
 
 // timerHeap orders timers by time: one heap and one time.Timer a Coordinator.
@@ -109,6 +110,10 @@ func (c *Coordinator) due(t *timer, now time.Time) {
 	case timerSync:
 		if (g.state == CompletingRebalance || g.state == Stable) && int32(t.seq) == g.generation {
 			c.syncDue(g)
+		}
+	case timerEmpty:
+		if g.emptyAt(int32(t.seq)) {
+			c.storeEmpty(g)
 		}
 	case timerRetention: // above
 	}

@@ -42,6 +42,9 @@ const (
 	// fetchConfirm bounds how long a fetch above the high watermark waits to
 	// learn whether the watermark is behind or the client is ahead.
 	fetchConfirm = 5 * time.Second
+	// fetchPatience bounds how long a request waits, whatever a client asks: that its
+	// connection is closed is not noticed meanwhile.
+	fetchPatience = 5 * time.Minute
 )
 
 // fetch is one request while it is answered. Only Serve's goroutine uses it.
@@ -62,6 +65,8 @@ type fetch struct {
 	total    int // bytes of records in the response so far
 	// settled: a partition has an answer that waiting does not improve.
 	settled bool
+	// confirmBy is when all confirmations of the request end; zero: none has begun.
+	confirmBy time.Time
 }
 
 // fetchTopic names a topic as the request's version does: by name until 12, by id since.
@@ -345,12 +350,17 @@ func (f *fetch) diverges(fp *fetchPart) bool {
 // confirmHigh returns a high watermark that is not behind what any client was
 // told before this request (correctness rule 26).
 func (f *fetch) confirmHigh(ctx context.Context, fp *fetchPart) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchConfirm)
-	defer cancel()
-	if err := fp.p.ReadIndex(ctx); err != nil {
-		return 0, err
+	if f.confirmBy.IsZero() {
+		f.confirmBy = time.Now().Add(fetchConfirm)
 	}
-	return fp.p.HighWatermark(), nil
+	ctx, cancel := context.WithDeadline(ctx, f.confirmBy)
+	defer cancel()
+	err := fp.p.ReadIndex(ctx)
+	switch lookupError(err) {
+	case kerr.RequestTimedOut, kerr.NotEnoughReplicas: // consumers do not expect these of a fetch and throw
+		return 0, kerr.OffsetNotAvailable
+	}
+	return fp.p.HighWatermark(), err
 }
 
 // enough tells that the response is not improved by waiting.
@@ -379,7 +389,7 @@ func (f *fetch) wait(ctx context.Context) {
 			}
 		}
 	}()
-	timer := time.NewTimer(time.Duration(f.req.MaxWaitMillis) * time.Millisecond)
+	timer := time.NewTimer(min(time.Duration(f.req.MaxWaitMillis)*time.Millisecond, fetchPatience))
 	defer timer.Stop()
 	for {
 		// Looking after Watch: a move before it is seen here, a later one in moved.

@@ -2,7 +2,9 @@ package kafka
 
 import (
 	"context"
+	"errors"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/metadata"
@@ -80,6 +82,9 @@ func failedTopic(req *kmsg.OffsetFetchRequestGroupTopic, code int16) kmsg.Offset
 func (h *Handler) fetchOffsets(ctx context.Context, version int16, req *kmsg.OffsetFetchRequestGroup) kmsg.OffsetFetchResponseGroup {
 	c, err := h.coordinator(req.Group)
 	if err != nil {
+		if errors.Is(err, kerr.CoordinatorNotAvailable) {
+			err = kerr.CoordinatorLoadInProgress // old Java consumers throw on the former here
+		}
 		resp := kmsg.NewOffsetFetchResponseGroup()
 		resp.Group, resp.ErrorCode = req.Group, h.code(keyOffsetFetch, err)
 		return resp

@@ -36,7 +36,8 @@ func serveJoinGroup(h *Handler, ctx context.Context, r *wire.Request, reply func
 		return
 	}
 	c.Join(ctx, req, r.ClientID, clientHost(r), func(resp *kmsg.JoinGroupResponse) {
-		h.counted(r.Key, resp.ErrorCode)
+		h.counted(keyJoinGroup, resp.ErrorCode)
 		reply(resp)
 	})
+	r.GiveBack() // what is kept was copied, and the answer may take a rebalance
 }

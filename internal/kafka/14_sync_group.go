@@ -27,7 +27,8 @@ func serveSyncGroup(h *Handler, ctx context.Context, r *wire.Request, reply func
 		return
 	}
 	c.Sync(ctx, req, func(resp *kmsg.SyncGroupResponse) {
-		h.counted(r.Key, resp.ErrorCode)
+		h.counted(keySyncGroup, resp.ErrorCode)
 		reply(resp)
 	})
+	r.GiveBack() // what is kept was copied, and the answer may take a rebalance
 }

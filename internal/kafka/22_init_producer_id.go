@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/metadata"
@@ -30,6 +31,9 @@ func initProducerID(h *Handler, ctx context.Context, r *wire.Request, req *kmsg.
 	defer cancel()
 	id, err := h.nextProducerID(ctx)
 	if err != nil {
+		if k := lookupError(err); k != nil && k.Retriable {
+			err = kerr.CoordinatorLoadInProgress // what old Java producers repeat after; other codes are fatal to them
+		}
 		resp.ErrorCode = h.code(r.Key, err)
 		return resp
 	}

@@ -37,7 +37,7 @@ func describeConfigs(h *Handler, _ context.Context, r *wire.Request, req *kmsg.D
 		}
 		wr.Configs = make([]kmsg.DescribeConfigsResponseResourceConfig, 0, len(all))
 		for j := range all {
-			if rr.ConfigNames == nil || slices.Contains(rr.ConfigNames, all[j].name) {
+			if len(rr.ConfigNames) == 0 || slices.Contains(rr.ConfigNames, all[j].name) {
 				wr.Configs = append(wr.Configs, all[j].answer(req))
 			}
 		}

@@ -1,6 +1,9 @@
 package kafka
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +13,7 @@ import (
 
 	"chronik/internal/metadata"
 	"chronik/internal/partition"
+	"chronik/internal/raftgroup"
 )
 
 func newTopicRequest(name string, partitions int32, replicas int16) kmsg.CreateTopicsRequestTopic {
@@ -134,7 +138,7 @@ func TestCreateTopicsWithoutAController(t *testing.T) {
 	req := kmsg.NewPtrDeleteTopicsRequest()
 	req.Version, req.TopicNames = 5, []string{"u"}
 	wantCode(t, "delete", roundTrip[*kmsg.DeleteTopicsResponse](t, h, req).Topics[0].ErrorCode, kerr.RequestTimedOut)
-	wantCode(t, "producer id", roundTrip[*kmsg.InitProducerIDResponse](t, h, kmsg.NewPtrInitProducerIDRequest()).ErrorCode, kerr.RequestTimedOut)
+	wantCode(t, "producer id", roundTrip[*kmsg.InitProducerIDResponse](t, h, kmsg.NewPtrInitProducerIDRequest()).ErrorCode, kerr.CoordinatorLoadInProgress)
 }
 
 func TestDeleteTopicsByID(t *testing.T) {
@@ -296,6 +300,26 @@ func TestProducerIDsAreUnique(t *testing.T) {
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionalID = ptr("t")
 	wantCode(t, "transactional", roundTrip[*kmsg.InitProducerIDResponse](t, h, req).ErrorCode, kerr.InvalidRequest)
+}
+
+// TestProducerIDsThatMayComeLater: old Java producers repeat after COORDINATOR_LOAD_IN_PROGRESS and
+// take REQUEST_TIMED_OUT and NOT_LEADER_OR_FOLLOWER as fatal.
+func TestProducerIDsThatMayComeLater(t *testing.T) {
+	h, f := newHandler(t)
+	for _, tc := range []struct {
+		err  error
+		want *kerr.Error
+	}{
+		{context.DeadlineExceeded, kerr.CoordinatorLoadInProgress},
+		{fmt.Errorf("x: %w", raftgroup.ErrTimeout), kerr.CoordinatorLoadInProgress},
+		{raftgroup.ErrLeadershipLost, kerr.CoordinatorLoadInProgress},
+		{raftgroup.ErrBusy, kerr.CoordinatorLoadInProgress},
+		{errors.New("a surprise"), kerr.UnknownServerError},
+	} {
+		f.submitErr = tc.err
+		resp := roundTrip[*kmsg.InitProducerIDResponse](t, h, kmsg.NewPtrInitProducerIDRequest())
+		wantCode(t, tc.err.Error(), resp.ErrorCode, tc.want)
+	}
 }
 
 func TestDescribeLogDirsChooses(t *testing.T) {

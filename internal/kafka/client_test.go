@@ -26,6 +26,11 @@ import (
 // listen serves the fake cluster on a socket, as node 1, with the others down.
 func listen(t *testing.T, h wire.Handler, f *fakeCluster) string {
 	t.Helper()
+	return listenWith(t, wire.Options{Handler: h}, f)
+}
+
+func listenWith(t *testing.T, opt wire.Options, f *fakeCluster) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +43,7 @@ func listen(t *testing.T, h wire.Handler, f *fakeCluster) string {
 	f.mu.Lock()
 	f.down[2], f.down[3] = true, true
 	f.mu.Unlock()
-	s := wire.NewServer(wire.Options{Handler: h})
+	s := wire.NewServer(opt)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {

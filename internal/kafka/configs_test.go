@@ -138,6 +138,23 @@ func TestAlterConfigsReplaces(t *testing.T) {
 	}
 }
 
+func TestDescribeConfigsChooses(t *testing.T) {
+	h, f := newHandler(t)
+	f.topic("orders", 1, nil)
+	for _, tc := range []struct {
+		names []string
+		want  int
+	}{{nil, len(topicConfigs)}, {[]string{}, len(topicConfigs)}, {[]string{"retention.ms", "none"}, 1}} {
+		req := kmsg.NewPtrDescribeConfigsRequest()
+		req.Resources = []kmsg.DescribeConfigsRequestResource{{
+			ResourceType: kmsg.ConfigResourceTypeTopic, ResourceName: "orders", ConfigNames: tc.names,
+		}}
+		if got := roundTrip[*kmsg.DescribeConfigsResponse](t, h, req).Resources[0].Configs; len(got) != tc.want {
+			t.Errorf("%v: %d settings, want %d", tc.names, len(got), tc.want)
+		}
+	}
+}
+
 func TestDescribeConfigsSources(t *testing.T) {
 	h, f := newHandler(t)
 	h.config.Node = map[string]string{"raft.election_timeout": "1s"}

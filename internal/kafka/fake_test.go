@@ -213,6 +213,8 @@ type fakePartition struct {
 	readIndexErr error
 	// onReadIndex runs in ReadIndex.
 	onReadIndex func()
+	// readIndexStuck: no majority answers ReadIndex.
+	readIndexStuck bool
 	// held collects appends until release, if hold is set.
 	hold bool
 	held []func()
@@ -376,10 +378,14 @@ func (p *fakePartition) EpochEndOffset(epoch int32) (int32, int64) {
 	return p.epoch, p.next
 }
 
-func (p *fakePartition) ReadIndex(context.Context) error {
+func (p *fakePartition) ReadIndex(ctx context.Context) error {
 	p.mu.Lock()
-	f, err := p.onReadIndex, p.readIndexErr
+	f, err, stuck := p.onReadIndex, p.readIndexErr, p.readIndexStuck
 	p.mu.Unlock()
+	if stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if f != nil {
 		f()
 	}

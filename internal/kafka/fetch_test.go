@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -233,6 +234,51 @@ func TestFetchAboveTheHighWatermarkAsksTheMajority(t *testing.T) {
 	p.readIndexErr = partition.ErrNotLeader
 	got = fetched(t, h, fetchOf("orders", 0, 9))
 	wantCode(t, "no majority", got.ErrorCode, kerr.NotLeaderForPartition)
+}
+
+// TestFetchThatCannotBeConfirmed: consumers take REQUEST_TIMED_OUT of a partition, and
+// NOT_ENOUGH_REPLICAS, for a bug of the broker. The partitions of a request wait together.
+func TestFetchThatCannotBeConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		parts := f.topic("orders", 3, nil)
+		for _, err := range []error{partition.ErrTimeout, partition.ErrBusy} {
+			parts[0].readIndexErr = err
+			wantCode(t, err.Error(), fetched(t, h, fetchOf("orders", 0, 9)).ErrorCode, kerr.OffsetNotAvailable)
+		}
+		req := fetchOf("orders", 0, 9)
+		for i, p := range parts {
+			p.readIndexStuck = true
+			if i > 0 {
+				rp := req.Topics[0].Partitions[0]
+				rp.Partition = int32(i)
+				req.Topics[0].Partitions = append(req.Topics[0].Partitions, rp)
+			}
+		}
+		began := time.Now()
+		resp := roundTrip[*kmsg.FetchResponse](t, h, req)
+		if took := time.Since(began); took != fetchConfirm {
+			t.Errorf("took %v", took)
+		}
+		for _, rp := range resp.Topics[0].Partitions {
+			wantCode(t, "no majority answers", rp.ErrorCode, kerr.OffsetNotAvailable)
+		}
+	})
+}
+
+// TestFetchWaitsNotForEver: that the client is gone is not noticed while its request waits.
+func TestFetchWaitsNotForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := newHandler(t)
+		f.topic("orders", 1, nil)
+		req := waiting(0)
+		req.MinBytes, req.MaxWaitMillis = 1, math.MaxInt32
+		began := time.Now()
+		wantCode(t, "nothing came", fetched(t, h, req).ErrorCode, nil)
+		if took := time.Since(began); took != 5*time.Minute {
+			t.Errorf("took %v", took)
+		}
+	})
 }
 
 func TestFetchEpochs(t *testing.T) {

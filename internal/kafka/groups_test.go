@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/metadata"
+	"chronik/internal/wire"
 )
 
 // withShards makes the coordinator shards.
@@ -328,12 +330,95 @@ func TestCoordinatorElsewhere(t *testing.T) {
 			h, f := newHandler(t)
 			req := calls[key].req(v)
 			req.SetVersion(v)
-			wantCode(t, apiName(key)+" without shards", codes(serve(t, h, req)), kerr.CoordinatorNotAvailable)
+			want := kerr.CoordinatorNotAvailable
+			if key == keyOffsetFetch {
+				want = kerr.CoordinatorLoadInProgress // old Java consumers repeat after this and NOT_COORDINATOR alone
+			}
+			wantCode(t, apiName(key)+" without shards", codes(serve(t, h, req)), want)
 			withShards(t, f)
 			clear(f.coords)
 			wantCode(t, apiName(key)+" elsewhere", codes(serve(t, h, req)), kerr.NotCoordinator)
 		}
 	}
+}
+
+// TestWaitingMembersHoldNoRequestMemory: a large JoinGroup that waits for the rebalance, and a large
+// SyncGroup that waits for the leader, would else keep every Produce of the node waiting.
+func TestWaitingMembersHoldNoRequestMemory(t *testing.T) {
+	h, f := newHandler(t)
+	withShards(t, f)
+	memory := wire.NewQuota(1 << 20)
+	addr := listenWith(t, wire.Options{Handler: h, Memory: memory}, f)
+	send := func(req kmsg.Request) net.Conn {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+		t.Cleanup(func() { _ = nc.Close() })
+		if _, err := nc.Write(kmsg.NewRequestFormatter().AppendRequest(nil, req, 1)); err != nil {
+			t.Fatal(err)
+		}
+		return nc
+	}
+	join := func(member string, size int) *kmsg.JoinGroupRequest {
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.Version, req.Group, req.ProtocolType, req.MemberID = 3, "g", "consumer", member
+		req.SessionTimeoutMillis, req.RebalanceTimeoutMillis = 30_000, 30_000
+		p := kmsg.NewJoinGroupRequestProtocol()
+		p.Name, p.Metadata = "range", make([]byte, size)
+		req.Protocols = append(req.Protocols, p)
+		return req
+	}
+	receive := func(nc net.Conn, resp kmsg.Response) {
+		t.Helper()
+		if _, b := readResponse(t, nc); resp.ReadFrom(b) != nil {
+			t.Fatalf("%T of %d bytes", resp, len(b))
+		}
+	}
+	holdsNothing := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); memory.Used() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d bytes held", what, memory.Used())
+			}
+		}
+	}
+	waiting := func(c Coordinator, joined int) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); len(c.Describe("g").Members) < joined; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d members", len(c.Describe("g").Members))
+			}
+		}
+	}
+	c, err := h.coordinator("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := roundTrip[*kmsg.JoinGroupResponse](t, h, join("", 10))
+	conn := send(join("", 1<<20)) // waits for the first to join again
+	waiting(c, 2)
+	holdsNothing("a member that waits in JoinGroup")
+	first = roundTrip[*kmsg.JoinGroupResponse](t, h, join(first.MemberID, 10))
+	resp := kmsg.NewPtrJoinGroupResponse()
+	resp.Version = 3
+	receive(conn, resp)
+	if resp.ErrorCode != 0 || first.ErrorCode != 0 || resp.Generation != first.Generation {
+		t.Fatalf("%+v, %+v", resp, first)
+	}
+	sync := kmsg.NewPtrSyncGroupRequest()
+	sync.Version, sync.Group, sync.MemberID, sync.Generation = 2, "g", resp.MemberID, resp.Generation
+	sync.GroupAssignment = []kmsg.SyncGroupRequestGroupAssignment{{MemberID: resp.MemberID, MemberAssignment: make([]byte, 1<<20)}}
+	conn = send(sync) // waits for the leader's
+	time.Sleep(100 * time.Millisecond)
+	holdsNothing("a member that waits in SyncGroup")
+	sync.MemberID, sync.GroupAssignment = first.MemberID, nil
+	wantCode(t, "sync of the leader", roundTrip[*kmsg.SyncGroupResponse](t, h, sync).ErrorCode, nil)
+	synced := kmsg.NewPtrSyncGroupResponse()
+	synced.Version = 2
+	receive(conn, synced)
+	wantCode(t, "sync of the other", synced.ErrorCode, nil)
 }
 
 func TestFindCoordinator(t *testing.T) {

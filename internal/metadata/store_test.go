@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -122,11 +123,12 @@ func TestDeletedTopics(t *testing.T) {
 	m := cluster(t, 1)
 	m.topic("a", 1, 1)
 	m.topic("b", 1, 1)
+	m.topic("d", 1, 1)
 	old := m.img()
 	m.must(&DeleteTopics{Topics: []TopicRef{{Name: "a"}, {Name: "b"}}})
 	m.topic("b", 1, 1) // made anew
 	m.topic("c", 1, 1)
-	if got := DeletedTopics(old, m.img()); len(got) != 1 || got[0] != "a" {
+	if got := DeletedTopics(old, m.img()); !slices.Equal(got, []string{"a", "b"}) {
 		t.Fatal(got)
 	}
 	if got := DeletedTopics(m.img(), old); got != nil {

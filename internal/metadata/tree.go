@@ -183,16 +183,17 @@ func (i *Image) Retired(group ident.GroupID, replica ident.ReplicaID) bool {
 	return true
 }
 
-// DeletedTopics returns the names that cur no longer has and old, an earlier
-// Image, had: topics that were deleted for certain. That a name is missing in an
-// Image alone says nothing, for the Image may be behind the topic's creation.
+// DeletedTopics returns the names of topics that old, an earlier Image, had and
+// cur no longer has: that were deleted for certain, also if another has taken the
+// name since. That a topic is missing in an Image alone says nothing, for the
+// Image may be behind the topic's creation.
 func DeletedTopics(old, cur *Image) []string {
 	var names []string
 	if old.Index > cur.Index {
 		return nil
 	}
 	for t := range old.Topics() {
-		if cur.Topic(t.Name) == nil {
+		if cur.TopicByID(t.ID) == nil {
 			names = append(names, t.Name)
 		}
 	}

@@ -88,7 +88,7 @@ func TestVerifyStaged(t *testing.T) {
 	for _, at := range append([]int{-1, int(files[0].Size) - 1}, someBytes...) {
 		dir := fmt.Sprintf("staged%d", at)
 		damage(t, r.sm.fs, "p", fs, dir, files, at)
-		err := VerifyStaged(fs, dir, blob, files)
+		err := VerifyStaged(t.Context(), fs, dir, blob, files)
 		if at < 0 && err != nil {
 			t.Errorf("undamaged: %v", err)
 		}

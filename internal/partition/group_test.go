@@ -245,7 +245,7 @@ func TestRejoin(t *testing.T) {
 			return nodes[1].partition().LogStartOffset() == 100 && nodes[2].partition().LogStartOffset() == 100
 		})
 		for _, n := range nodes {
-			must(t, n.partition().Verify())
+			must(t, n.partition().Verify(t.Context()))
 		}
 	})
 }

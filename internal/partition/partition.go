@@ -160,7 +160,7 @@ func (p *Partition) Config() Config { return p.sm.view.Load().cfg }
 func (p *Partition) Size() int64 { return p.sm.view.Load().log.Size() }
 
 // Verify reads every batch and checks its CRC and order.
-func (p *Partition) Verify() error { return p.sm.Verify() }
+func (p *Partition) Verify(ctx context.Context) error { return p.sm.Verify(ctx) }
 
 // Watch has w notified whenever the high watermark or the log start moves, or
 // leadership changes, until Unwatch. A move that Watch returned before is not

@@ -85,7 +85,7 @@ func TestAppendRead(t *testing.T) {
 	if offset, ts, epoch, err := p.OffsetForTimestamp(9999); offset != -1 || ts != -1 || epoch != -1 || err != nil {
 		t.Error(offset, ts, epoch, err)
 	}
-	if err := p.Verify(); err != nil {
+	if err := p.Verify(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -143,7 +143,7 @@ func TestReplicasAgree(t *testing.T) {
 				t.Fatalf("%s differs", f.Name)
 			}
 		}
-		if err := p.sm.Verify(); err != nil {
+		if err := p.sm.Verify(t.Context()); err != nil {
 			t.Fatalf("verify: %v", err)
 		}
 	})

@@ -9,6 +9,8 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/raftgroup"
 	"chronik/internal/record"
+	"chronik/internal/segment"
+	"chronik/internal/snapshot"
 	"chronik/internal/vfs"
 )
 
@@ -92,5 +94,12 @@ func TestPipelinedBatchesAreJudgedInApply(t *testing.T) {
 		return g.BaseOffset == w.offset && errors.Is(g.Err, w.err)
 	}) {
 		t.Fatalf("%+v", got)
+	}
+}
+
+// TestCheckpointHoldsAllSegments: those that limits make, and 8 TiB of such as are as large as can be.
+func TestCheckpointHoldsAllSegments(t *testing.T) {
+	if most := segment.MaxSegments + 8<<40/segment.MaxSegmentBytes; most > snapshot.MaxFiles {
+		t.Errorf("%d segments, a checkpoint names %d", most, snapshot.MaxFiles)
 	}
 }

@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -209,9 +210,9 @@ func (s *StateMachine) Offsets() (start, next int64) {
 }
 
 // Verify implements raftgroup.Verifier: it reads every batch and checks its CRC, order and epoch.
-func (s *StateMachine) Verify() error {
+func (s *StateMachine) Verify(ctx context.Context) error {
 	return s.read(func(v *view) error {
-		return v.log.Verify(func(b record.Batch) error {
+		return v.log.Verify(ctx, func(b record.Batch) error {
 			if b.NextOffset() > v.next {
 				return nil // applied since
 			}
@@ -222,10 +223,10 @@ func (s *StateMachine) Verify() error {
 
 // VerifyStaged reads every batch of a received snapshot. The error of one that is
 // not what was written wraps raftgroup.ErrCorrupt.
-func VerifyStaged(fs vfs.FS, dir string, blob []byte, files []raftgroup.CaptureFile) error {
+func VerifyStaged(ctx context.Context, fs vfs.FS, dir string, blob []byte, files []raftgroup.CaptureFile) error {
 	sm, err := Opener{}.Open(fs, dir, blob, files)
 	if err != nil {
 		return fromSegment(err)
 	}
-	return errors.Join(sm.(*StateMachine).Verify(), sm.Close())
+	return errors.Join(sm.(*StateMachine).Verify(ctx), sm.Close())
 }

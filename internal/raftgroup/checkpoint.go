@@ -29,6 +29,8 @@ type ckptSide struct {
 	// index of the last capture that became durable; has: there is one.
 	index ident.Index
 	has   bool
+	// spoilt: that one cannot be read, and the next is taken though nothing was applied since.
+	spoilt bool
 	// bytes of entries applied since the last capture was taken.
 	bytes int64
 	// busy: one is being written, of index writing. after runs when it is done.
@@ -78,7 +80,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 			done(0, ErrStopped)
 		}
 		return
-	case a.index == 0 || a.ckpt.has && a.index <= a.ckpt.index:
+	case a.index == 0 || a.ckpt.has && a.index <= a.ckpt.index && !a.ckpt.spoilt:
 		if done != nil {
 			done(a.ckpt.index, nil)
 		}
@@ -145,6 +147,7 @@ func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {
 	}
 	invariant.Point("raftgroup.checkpoint.sync")
 	if err := j.capture.Sync(); err != nil {
+		j.r.h.opt.Receiver.MarkUnsynced(j.dir) // the replica that takes this one's place here would link its files
 		return info, err, err
 	}
 	ck := snapshot.Checkpoint{
@@ -175,7 +178,7 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 	stale := a.gen != j.at.gen // an install came between: the directory is on its way out
 	switch {
 	case err == nil && !stale:
-		a.ckpt.index, a.ckpt.has = j.at.index, true
+		a.ckpt.index, a.ckpt.has, a.ckpt.spoilt = j.at.index, true, false
 		r.count.created.Add(1)
 		r.log.Info("Created snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
 			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started))
@@ -260,6 +263,17 @@ func (r *Replica) checkpointFor(need ident.Index) {
 	r.checkpointNow("follower", nil)
 }
 
+// renewCheckpoint has a checkpoint that cannot be read, or be sent, written again, of whatever index.
+func (r *Replica) renewCheckpoint(why error) {
+	r.as.post(r, applyItem{fn: func() {
+		if r.as.ckpt.has {
+			r.log.Warn("checkpoint is written anew", "err", why)
+			r.as.ckpt.spoilt = true
+			r.checkpointNow("damage", nil)
+		}
+	}})
+}
+
 // snapshotForRaft answers raft's wish to send a snapshot, inside Step: O(1).
 // What it names is only a placeholder; the offer pins the newest checkpoint.
 // A checkpoint below the last applied membership change would carry an old
@@ -293,12 +307,17 @@ func (r *Replica) trim() {
 		KeepEntries: uint64(r.h.opt.Policy.KeepEntries), KeepBytes: snapshot.KeepBytes,
 		HoldBytes: r.h.opt.Policy.HoldBytes, Bytes: r.bytesBetween(),
 	}
-	if rs.role == raft.StateLeader {
+	pressed := !time.Now().After(rs.pressedUntil)
+	urgent := pressed && rs.urgent
+	if urgent {
+		in.KeepEntries = 0
+	}
+	if rs.role == raft.StateLeader && !urgent {
 		for _, f := range r.followers() {
 			in.Followers = append(in.Followers, snapshot.Follower{Alive: f.Alive, Match: f.Match})
 		}
 	}
-	if time.Now().After(rs.pressedUntil) {
+	if !pressed {
 		in.Pinned = r.h.opt.Server.Live(r.spec.Group)
 	}
 	to := snapshot.TrimTo(in)

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -14,9 +15,9 @@ import (
 
 // Verifier is what a state machine may implement besides StateMachine: Verify
 // reads all it stores and returns an error that wraps ErrCorrupt if that is not
-// what was written. It is called concurrently with Apply.
+// what was written. It is called concurrently with Apply, and ends soon after ctx.
 type Verifier interface {
-	Verify() error
+	Verify(ctx context.Context) error
 }
 
 // errSentDamage: a snapshot arrived as it was sent, and is not what was once written.
@@ -128,30 +129,47 @@ func (r *Replica) standBack() {
 // verifySelf reads the own state after a receiver said that what was sent is damaged.
 func (r *Replica) verifySelf() {
 	v, ok := r.as.sm.(Verifier)
-	if !ok || r.rs.verifying || r.harmed.Load() {
+	if !ok || r.rs.verifying != nil || r.harmed.Load() {
 		return
 	}
-	r.rs.verifying = true
+	ctx, cancel := context.WithCancel(r.h.ctx)
+	r.rs.verifying = cancel
 	r.fetches.Go(func() {
-		if err := v.Verify(); errors.Is(err, ErrCorrupt) {
+		defer cancel()
+		if err := v.Verify(ctx); errors.Is(err, ErrCorrupt) {
 			r.Damaged(err)
 		}
-		r.postLocal(localEvent{fn: func(*outbox) { r.rs.verifying = false }})
+		r.postLocal(localEvent{fn: func(*outbox) { r.rs.verifying = nil }})
 	})
+}
+
+// spoilt hears of a file here that others cannot be given. A checkpoint is written anew; of
+// other files nobody here has the bytes, and who leads without them keeps out whoever needs them.
+func (h *Host) spoilt(s snapshot.Spoilt) {
+	r := h.byID(s.Replica)
+	switch {
+	case r == nil || r.dying.Load() || s.Dir != snapshot.GenDir(r.base, r.liveGen.Load()): // on its way out
+	case s.Name == snapshot.CheckpointName:
+		r.renewCheckpoint(s.Err)
+	default:
+		r.Damaged(s.Err)
+	}
 }
 
 // verifyStaged proves that a complete snapshot is what was once written: its
 // hashes only say that it is what the sender has.
-func (r *Replica) verifyStaged(dir string, blob []byte, ck snapshot.Checkpoint) error {
+func (r *Replica) verifyStaged(ctx context.Context, dir string, blob []byte, ck snapshot.Checkpoint) error {
 	if r.h.opt.Verify == nil {
 		return nil
 	}
-	err := r.h.opt.Verify(r.h.opt.FS, r.spec, dir, blob, captureFiles(ck))
+	err := r.h.opt.Verify(ctx, r.h.opt.FS, r.spec, dir, blob, captureFiles(ck))
 	if errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("%w: %w", errSentDamage, err)
+		return sentDamage(err)
 	}
 	return err
 }
+
+func sentDamage(err error) error { return fmt.Errorf("%w: %w", errSentDamage, err) }
 
 // captureFiles lists a checkpoint's files as OpenFunc wants them.
 func captureFiles(ck snapshot.Checkpoint) []CaptureFile {
@@ -163,5 +181,5 @@ func captureFiles(ck snapshot.Checkpoint) []CaptureFile {
 }
 
 // VerifyFunc reads a staged snapshot as the group's state machine would, and
-// returns an error that wraps ErrCorrupt if it is not what was once written.
-type VerifyFunc func(fs vfs.FS, spec Spec, dir string, blob []byte, files []CaptureFile) error
+// returns an error that wraps ErrCorrupt if it is not what was once written. It ends soon after ctx.
+type VerifyFunc func(ctx context.Context, fs vfs.FS, spec Spec, dir string, blob []byte, files []CaptureFile) error

@@ -1,16 +1,21 @@
 package raftgroup
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"path"
 	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -185,7 +190,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				hurt.replica().failApply(syscall.EIO)
 				c.eventually("it is halted", state(StateHalted))
 				press := func() {
-					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()})
+					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()}, false)
 					<-time.After(time.Second)
 				}
 				if press(); !state(StateHalted)() {
@@ -271,7 +276,7 @@ type rotten struct {
 	bad *atomic.Pointer[vfs.FS]
 }
 
-func (s rotten) Verify() error {
+func (s rotten) Verify(context.Context) error {
 	if bad := s.bad.Load(); bad != nil && *bad == s.fs {
 		return ErrCorrupt
 	}
@@ -290,7 +295,7 @@ func TestDamagedSnapshotIsNotInstalled(t *testing.T) {
 			if tune != nil {
 				tune(o)
 			}
-			o.Verify = func(vfs.FS, Spec, string, []byte, []CaptureFile) error {
+			o.Verify = func(context.Context, vfs.FS, Spec, string, []byte, []CaptureFile) error {
 				if bad.Load() != nil && !served.Load() {
 					return ErrCorrupt
 				}
@@ -321,4 +326,187 @@ func TestDamagedSnapshotIsNotInstalled(t *testing.T) {
 			return st.AppliedIndex >= hurt.replica().Status().CommitIndex
 		})
 	})
+}
+
+// lyingFS fails the first sync of one file, and says yes to later ones, as a kernel does that has dropped what it could not write.
+type lyingFS struct {
+	vfs.FS
+	target string
+	failed atomic.Bool
+}
+
+func (o *lyingFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil || name != o.target {
+		return f, err
+	}
+	return &lyingFile{f, o}, nil
+}
+
+func (o *lyingFS) OpenReadWrite(name string, cat vfs.WriteCategory, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.OpenReadWrite(name, cat, opts...)
+	return o.wrap(name, f, err)
+}
+
+func (o *lyingFS) Open(name string, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.Open(name, opts...)
+	return o.wrap(name, f, err)
+}
+
+type lyingFile struct {
+	vfs.File
+	o *lyingFS
+}
+
+func (f *lyingFile) Sync() error { return f.SyncData() }
+
+func (f *lyingFile) SyncData() error {
+	if !f.o.failed.Swap(true) {
+		return syscall.EIO
+	}
+	return nil
+}
+
+// TestRule13SuccessorOfAFailedSync: a replica is halted by a failed sync of its file, and its successor on the same node takes
+// what is in that file. A later sync of it proves nothing: after a power loss the successor has it all the same.
+func TestRule13SuccessorOfAFailedSync(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		c.open = openFileMachine
+		c.tune = func(o *Options) {
+			o.Policy = Policy{ThresholdEntries: 1000, KeepEntries: -1, HoldBytes: 1}
+			if o.Node == 2 {
+				o.FS = &lyingFS{FS: o.FS, target: "/data/replicas/aa-0.12/g1/" + machineFile}
+				o.Receiver = snapshot.NewReceiver(snapshot.ReceiverOptions{FS: o.FS, Logger: o.Logger})
+			}
+		}
+	}, func(c *cluster) {
+		c.create(3)
+		c.write(0, 20)
+		hurt := c.nodes[2]
+		<-time.After(3 * time.Second)
+		hurt.replica().TakeCheckpoint(nil)
+		c.eventually("halted", func() bool { return hurt.replica().Status().State == StateHalted })
+		fresh := Member{Replica: 99, Node: 2, Store: storeOf(2, 0)}
+		must(t, hurt.host.Create([]Spec{specFor(fresh, nil)}))
+		hurt.host.Start(testGroup)
+		c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 1, ProposeOptions{}, w) })
+		c.leader().replica().TakeCheckpoint(nil)
+		c.eventually("the successor has a snapshot", func() bool {
+			st := hurt.replica().Status()
+			return st.SnapshotsInstalled == 1 && st.State == StateRunning
+		})
+		if st := hurt.replica().Status(); st.SnapshotBytesReused < 20*64<<10 {
+			t.Errorf("%d bytes reused", st.SnapshotBytesReused)
+		}
+		want, err := vfs.ReadFile(c.leader().fs, c.leader().replica().base+"/g1/"+machineFile, 1<<30)
+		must(t, err)
+		dir := hurt.replica().base + "/g2/"
+		disk := hurt.kill(0)
+		got, err := vfs.ReadFile(disk, dir+machineFile, 1<<30)
+		must(t, err)
+		ck, err := snapshot.ReadHeader(disk, dir)
+		must(t, err)
+		if n := int(ck.Files[0].Size); len(got) < n || !bytes.Equal(want[:n], got[:n]) {
+			t.Errorf("the durable checkpoint names %d bytes, of %d on the disk", n, len(got))
+		}
+	})
+}
+
+// deafFS cannot read one file any more once it is told.
+type deafFS struct {
+	vfs.FS
+	name string
+	on   *atomic.Bool
+}
+
+type deafFile struct {
+	vfs.File
+	on *atomic.Bool
+}
+
+func (f deafFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.on.Load() {
+		return 0, syscall.EIO
+	}
+	return f.File.ReadAt(p, off)
+}
+
+func (o deafFS) Open(name string, opts ...pebblevfs.OpenOption) (vfs.File, error) {
+	f, err := o.FS.Open(name, opts...)
+	if err == nil && path.Base(name) == o.name {
+		f = deafFile{f, o.on}
+	}
+	return f, err
+}
+
+// TestLeaderThatCannotSendStandsBack: it has a file that its disk does not read, or that is gone or cut. Nobody could come back
+// through a snapshot while it leads.
+func TestLeaderThatCannotSendStandsBack(t *testing.T) {
+	for what, spoil := range map[string]func(fs vfs.FS, name string, deaf *atomic.Bool) error{
+		"unreadable": func(_ vfs.FS, _ string, deaf *atomic.Bool) error { deaf.Store(true); return nil },
+		"gone":       func(fs vfs.FS, name string, _ *atomic.Bool) error { return fs.Remove(name) },
+		"cut": func(fs vfs.FS, name string, _ *atomic.Bool) error {
+			return vfs.WriteFileSync(fs, name, nil, vfs.CategorySegment)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var deaf [4]atomic.Bool
+			inCluster(t, 3, func(c *cluster) {
+				smallSteps(c)
+				tune := c.tune
+				c.open = openFileMachine
+				c.tune = func(o *Options) {
+					tune(o)
+					nd := c.nodes[o.Node]
+					must(t, nd.srv.Close())
+					nd.srv = snapshot.NewServer(snapshot.ServerOptions{FS: deafFS{o.FS, machineFile, &deaf[o.Node]}, Logger: o.Logger})
+					o.Server = nd.srv
+				}
+			}, func(c *cluster) {
+				id, store, disk := c.away()
+				hurt := c.leader()
+				must(t, spoil(hurt.fs, hurt.replica().base+"/g1/"+machineFile, &deaf[hurt.id]))
+				back := c.boot(id, store, disk)
+				c.eventually("installed from another", func() bool { return back.replica().Status().SnapshotsInstalled == 1 })
+				hurt.ev.mu.Lock()
+				defer hurt.ev.mu.Unlock()
+				if l := c.leads(); l == hurt || len(hurt.ev.replace) != 1 {
+					t.Errorf("asked for replacements %v", hurt.ev.replace)
+				}
+			})
+		})
+	}
+}
+
+// TestSpoiltCheckpointIsWrittenAnew: nobody looks at a leader's checkpoint but who receives it. Its index is that of the last entry,
+// so that none is due.
+func TestSpoiltCheckpointIsWrittenAnew(t *testing.T) {
+	for what, spoil := range map[string]func(b []byte) []byte{
+		"blob":   func(b []byte) []byte { b[len(b)-34] ^= 1; return b },
+		"header": func(b []byte) []byte { b[30] ^= 1; return b },
+		"cut":    func(b []byte) []byte { return b[:len(b)-1] },
+		"empty":  func([]byte) []byte { return nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			inCluster(t, 3, smallSteps, func(c *cluster) {
+				id, store, disk := c.away()
+				l := c.leader()
+				c.eventually("nothing is due", func() bool {
+					st := l.replica().Status()
+					return st.SnapshotIndex == st.AppliedIndex
+				})
+				name := path.Join(l.replica().base, "g1", snapshot.CheckpointName)
+				b, err := vfs.ReadFile(l.fs, name, 1<<20)
+				must(t, err)
+				must(t, vfs.WriteFileSync(l.fs, name, spoil(b), vfs.CategorySnapshot))
+				c.boot(id, store, disk)
+				c.converge(90)
+				if l != c.leader() {
+					t.Error("another leads")
+				}
+				if _, _, err := snapshot.Read(l.fs, path.Dir(name)); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

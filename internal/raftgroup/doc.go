@@ -60,10 +60,11 @@
 //
 // # Failures
 //
-// A panic in raft, a log that contradicts the group's or an unreadable checkpoint at
-// start quarantines that replica: it takes no part any more. A panic in a state machine,
+// A panic in raft, a log that contradicts the group's or cannot be read, or an unreadable
+// checkpoint at start quarantines that replica: it takes no part any more. A panic in a state machine,
 // an unreadable file or a failed sync of a group's own files halts it: it has no state any more, and
-// its log goes on (halt in damage.go). A full disk makes apply wait
+// its log goes on (halt in damage.go). A file that others cannot be given has the replica stand back, a
+// checkpoint is written anew (spoilt in damage.go). A full disk makes apply wait
 // (rule 31); a hanging one makes the node take no more entries from leaders than it has memory for
 // (Options.MaxUnstoredBytes). A failure of the raftlog ends the node: Events.Fatal. A broken
 // invariant panics.

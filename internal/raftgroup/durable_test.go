@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -374,6 +375,29 @@ func TestCrashInRemove(t *testing.T) {
 			if err := back.ev.quarantine(id); err != nil {
 				t.Errorf("%d %% left: %v", keep, err)
 			}
+		})
+	}
+}
+
+// TestFirstDirectoryIsDurable: an earlier process was killed between the making of a replica's directories and their sync. What
+// this one says is durable in them is so after a power loss.
+func TestFirstDirectoryIsDurable(t *testing.T) {
+	base := "/data/replicas/aa-0.11"
+	for _, left := range []string{base, base + "/g1"} {
+		t.Run(path.Base(left), func(t *testing.T) {
+			inCluster(t, 1, smallSteps, func(c *cluster) {
+				nd := c.nodes[1]
+				must(t, nd.fs.MkdirAll(left, 0o755))
+				c.create(1)
+				c.fill("k", 0, 100)
+				c.trimmedLeader(50)
+				id, store := nd.id, nd.store
+				nd = c.boot(id, store, nd.kill(0))
+				if err := nd.ev.quarantine(nd.replica().ID()); err != nil {
+					t.Fatal(err)
+				}
+				c.converge(100)
+			})
 		})
 	}
 }

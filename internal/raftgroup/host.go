@@ -85,7 +85,9 @@ func NewHost(opt Options) (*Host, error) {
 	h.loops.Go(h.tickLoop)
 	h.loops.Go(h.watchLog)
 	opt.Log.OnPressure(h.onPressure)
+	opt.Log.OnDamage(h.onDamage)
 	opt.Server.SetFinder(h.findCheckpoint)
+	opt.Server.SetSpoilt(h.spoilt)
 	return h, nil
 }
 
@@ -423,8 +425,9 @@ func (h *Host) SpaceAvailable() {
 
 // onPressure is the raftlog's wish: these replicas pin its oldest files. Their
 // snapshots under way hold no log for a while: raftlog.max_bytes is the cap on what
-// pins hold, and who received one may need another, which is then a small one.
-func (h *Host) onPressure(ids []ident.ReplicaID) {
+// pins hold, and who received one may need another, which is then a small one. If it is
+// urgent they keep nothing for followers either, nor behind their checkpoints.
+func (h *Host) onPressure(ids []ident.ReplicaID, urgent bool) {
 	for _, id := range ids {
 		if r := h.byID(id); r != nil {
 			r.postLocal(localEvent{fn: func(*outbox) {
@@ -432,7 +435,7 @@ func (h *Host) onPressure(ids []ident.ReplicaID) {
 					r.giveWay()
 					return
 				}
-				r.rs.pressedUntil = time.Now().Add(pressureLasts)
+				r.rs.pressedUntil, r.rs.urgent = time.Now().Add(pressureLasts), urgent
 				r.trim()
 			}})
 			r.as.post(r, applyItem{fn: func() { r.checkpointNow("log pressure", nil) }})
@@ -442,6 +445,13 @@ func (h *Host) onPressure(ids []ident.ReplicaID) {
 
 // pressureLasts is how long a wish of the raftlog is heeded; it repeats it.
 const pressureLasts = 10 * time.Second
+
+// onDamage is the raftlog's word that it cannot read what a replica relies on.
+func (h *Host) onDamage(id ident.ReplicaID, err error) {
+	if r := h.byID(id); r != nil {
+		r.failLog(fmt.Errorf("%w: %w", ErrCorrupt, err))
+	}
+}
 
 func (h *Host) tickLoop() {
 	t := time.NewTicker(h.opt.HeartbeatInterval)

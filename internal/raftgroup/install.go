@@ -143,23 +143,38 @@ func (r *Replica) stage(ctx context.Context, offer snapshot.Offer, gen uint64, v
 	if err != nil {
 		return nil, err
 	}
-	ck, blob, err := snapshot.Read(h.opt.FS, staged.Dir)
+	stop := h.opt.Receiver.KeepPins(ctx, offer, h.opt.Sender)
+	defer stop()
+	inst, err := r.prove(ctx, staged)
 	if err != nil {
 		return nil, staged.Failed(err)
 	}
-	if ck.Group != r.spec.Group {
-		return nil, staged.Failed(fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group))
+	inst.offer, inst.started = offer, started
+	return inst, nil
+}
+
+// prove reads a staged snapshot and all its files. That takes as long as the disk wants; ctx ends it.
+func (r *Replica) prove(ctx context.Context, staged *snapshot.Staged) (*install, error) {
+	ck, blob, err := snapshot.Read(r.h.opt.FS, staged.Dir)
+	if errors.Is(err, snapshot.ErrCorrupt) {
+		return nil, sentDamage(err)
 	}
-	if err := r.verifyStaged(staged.Dir, blob, ck); err != nil {
-		return nil, staged.Failed(err)
+	if err != nil {
+		return nil, err
+	}
+	if ck.Group != r.spec.Group {
+		return nil, fmt.Errorf("%w: snapshot of group %d for group %d", ErrCorrupt, ck.Group, r.spec.Group)
+	}
+	if err := r.verifyStaged(ctx, staged.Dir, blob, ck); err != nil {
+		return nil, err
 	}
 	mem, err := checkpointMembership(ck)
 	if err != nil {
-		return nil, staged.Failed(err)
+		return nil, err
 	}
 	return &install{
 		index: ck.Point.Index, term: ck.Point.Term, gen: staged.Generation, mem: mem, dir: staged.Dir, blob: blob,
-		offer: offer, received: staged.BytesReceived, from: staged.From, reused: staged.BytesReused, started: started,
+		received: staged.BytesReceived, from: staged.From, reused: staged.BytesReused,
 	}, nil
 }
 
@@ -302,7 +317,8 @@ func (r *Replica) installed(o *outbox, inst *install) {
 		_ = r.h.opt.Receiver.Done(ctx, inst.offer, r.h.opt.Sender) // the pin expires by itself otherwise
 		r.bg.Lock()
 		defer r.bg.Unlock()
-		if err := snapshot.RemoveOthers(r.h.opt.FS, r.base, inst.gen); err != nil && r.h.ctx.Err() == nil {
+		// Done may have taken its time: the next generation may be live by now.
+		if err := snapshot.RemoveOlder(r.h.opt.FS, r.base, inst.gen); err != nil && r.h.ctx.Err() == nil {
 			r.log.Warn("old generation not removed", "err", err) // the next start does it
 		}
 	})

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"path"
@@ -15,6 +16,7 @@ import (
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/snapshot"
+	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
 
@@ -220,4 +222,134 @@ func (i ignored) Applied(_ ident.Index, _ ident.Term, _ Result, err error) {
 	if err == nil {
 		i.n.Add(1)
 	}
+}
+
+// slowDone is a network on which nobody answers that a snapshot is not needed any more.
+type slowDone struct{ transport.Sender }
+
+func (s slowDone) Call(ctx context.Context, n ident.NodeID, method string, req []byte) ([]byte, error) {
+	if method == snapshot.MethodDone {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.Sender.Call(ctx, n, method, req)
+}
+
+// TestRule13LateCleanUp: a second snapshot is installed before the first one's remains are removed.
+func TestRule13LateCleanUp(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		smallSteps(c)
+		tune := c.tune
+		c.tune = func(o *Options) { tune(o); o.Policy.HoldBytes = 1; o.Sender = slowDone{o.Sender} }
+	}, func(c *cluster) {
+		c.create(3)
+		f := c.follower()
+		for n := range 2 {
+			c.net.Isolate(f.id)
+			c.fill("k", 60*n, 60*n+60)
+			c.trimmedLeader(ident.Index(60*n + 40))
+			c.net.HealAll()
+			c.eventually("installed", func() bool { return f.replica().Status().SnapshotsInstalled == uint64(n+1) })
+		}
+		<-time.After(10 * time.Second)
+		names, err := vfs.List(f.fs, f.replica().base)
+		must(t, err)
+		if !slices.Equal(names, []string{"g3"}) {
+			t.Errorf("left %v", names)
+		}
+		id, store := f.id, f.store
+		f = c.boot(id, store, f.kill(100))
+		if err := f.ev.quarantine(f.replica().ID()); err != nil {
+			t.Error(err)
+		}
+		c.converge(120)
+	})
+}
+
+// slowToProve has received snapshots looked at for d, or until the look is ended, which is said to ended.
+func slowToProve(c *cluster, d time.Duration, begun, ended *atomic.Int64) {
+	smallSteps(c)
+	tune := c.tune
+	c.tune = func(o *Options) {
+		tune(o)
+		o.Verify = func(ctx context.Context, _ vfs.FS, _ Spec, _ string, _ []byte, _ []CaptureFile) error {
+			begun.Add(1)
+			select {
+			case <-time.After(d):
+				return nil
+			case <-ctx.Done():
+				ended.Add(1)
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// TestPinLastsUntilSnapshotIsProved: reading a large snapshot takes longer than a pin that nobody renews. Without
+// the pin the log behind the snapshot would be gone, and the next one would end alike.
+func TestPinLastsUntilSnapshotIsProved(t *testing.T) {
+	var begun, ended atomic.Int64
+	inCluster(t, 3, func(c *cluster) { slowToProve(c, 5*time.Minute, &begun, &ended) }, func(c *cluster) {
+		back := c.boot(c.away())
+		n := 90
+		for end := time.Now().Add(6 * time.Minute); time.Now().Before(end); <-time.After(2 * time.Second) {
+			c.fill("k", n, n+1)
+			n++
+		}
+		c.converge(n)
+		if got := back.replica().Status().SnapshotsInstalled; got != 1 || begun.Load() != 1 {
+			t.Errorf("%d snapshots installed, %d looked at", got, begun.Load())
+		}
+	})
+}
+
+// TestProvingEnds: a look at a received snapshot, or at the own state, is ended by a stop and by a removal.
+func TestProvingEnds(t *testing.T) {
+	for what, end := range map[string]func(nd *node){
+		"stop":   func(nd *node) { nd.stop(context.Background()) },
+		"remove": func(nd *node) { must(t, nd.host.Remove(nd.replica().ID())) },
+		"own": func(nd *node) {
+			r := nd.replica()
+			r.postLocal(localEvent{fn: func(*outbox) { r.verifySelf() }})
+			<-time.After(time.Second)
+			must(t, nd.host.Remove(r.ID()))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var begun, ended atomic.Int64
+			inCluster(t, 3, func(c *cluster) {
+				slowToProve(c, time.Hour, &begun, &ended)
+				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+					sm, err := OpenMemory(fs, dir, blob, files)
+					return endless{sm.(*MemoryStateMachine), &ended}, err
+				}
+			}, func(c *cluster) {
+				back := c.boot(c.away())
+				c.eventually("it looks", func() bool { return begun.Load() == 1 })
+				start, want := time.Now(), int64(1)
+				if end(back); what == "own" {
+					want = 2
+				}
+				c.eventually("it ends", func() bool { return ended.Load() >= want })
+				if took := time.Since(start); took > time.Minute {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// endless never comes to an end of what it stores.
+type endless struct {
+	*MemoryStateMachine
+	ended *atomic.Int64
+}
+
+func (s endless) Verify(ctx context.Context) error {
+	select {
+	case <-time.After(time.Hour):
+	case <-ctx.Done():
+		s.ended.Add(1)
+	}
+	return ctx.Err()
 }

@@ -86,6 +86,9 @@ func (r *Replica) endState(err error) {
 	r.waiters.fail(0, err)
 	r.rs.reads.fail(err)
 	r.dropTransfers()
+	if r.rs.verifying != nil {
+		r.rs.verifying()
+	}
 	r.as.resume(r)
 	r.as.post(r, applyItem{fn: r.closeStateMachine})
 }

@@ -149,6 +149,7 @@ func (r *Replica) transferStatus(it *item) {
 	case transferDamaged:
 		r.offerFailed(it.from)
 		r.verifySelf()
+		r.renewCheckpoint(errSentDamage) // which of its files it was, the receiver does not say
 	case transferDone:
 		r.h.opt.Server.Unpin(of.pin)
 		of.pin = 0

@@ -163,12 +163,10 @@ func (r *Replica) load(c raftlog.Creation) (err error) {
 	return r.startRaft(c)
 }
 
-// damaged tells what the raftlog's recovery found wrong with a replica.
+// damaged tells what the raftlog found wrong with a replica.
 func (h *Host) damaged(id ident.ReplicaID) error {
-	for _, d := range h.opt.Log.Recovery().Quarantined {
-		if d.Replica == id {
-			return fmt.Errorf("%w: %w", ErrCorrupt, d.Err)
-		}
+	if err := h.opt.Log.Damage(id); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return nil
 }
@@ -185,14 +183,12 @@ func (r *Replica) openState(c raftlog.Creation) error {
 		return err
 	}
 	rs.recv.left = slices.ContainsFunc(gens, func(g snapshot.Generation) bool { return g.Staging })
-	if rs.gen == firstGeneration {
-		if err := vfs.MkdirAllSync(fs, a.dir); err != nil {
-			return err
-		}
-	}
 	ck, blob, err := snapshot.Read(fs, a.dir)
 	switch {
 	case errors.Is(err, snapshot.ErrNoCheckpoint) && rs.gen == firstGeneration:
+		if err := r.makeFirst(a.dir); err != nil {
+			return err
+		}
 		a.index, a.term, a.mem, blob = c.First, c.FirstTerm, rs.mem, nil
 		ck = snapshot.Checkpoint{}
 	case err != nil:
@@ -220,6 +216,17 @@ func (r *Replica) openState(c raftlog.Creation) error {
 	a.sm, a.open = sm, true
 	r.applied.Store(uint64(a.index))
 	return nil
+}
+
+// makeFirst makes the first generation's directory, durably. A process that was killed may have left it without a sync
+// of the directories above, and a checkpoint would not be found after a power loss. So they are
+// synced at each start until there is a checkpoint; with one, whoever wrote it came by here.
+func (r *Replica) makeFirst(dir string) error {
+	fs := r.h.opt.FS
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(vfs.SyncDir(fs, r.base), vfs.SyncDir(fs, r.h.opt.Dir))
 }
 
 // checkpointMembership decodes the membership that a checkpoint carries.

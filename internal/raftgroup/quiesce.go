@@ -260,7 +260,7 @@ func (r *Replica) mayQuiesce() bool {
 func (r *Replica) still() bool {
 	rs := &r.rs
 	rc := &rs.recv
-	return rs.last == rs.hs.Commit && uint64(rs.last) == r.applied.Load() && rs.damage == nil && !rs.verifying &&
+	return rs.last == rs.hs.Commit && uint64(rs.last) == r.applied.Load() && rs.damage == nil && rs.verifying == nil &&
 		!rc.busy && !rc.left && rc.staged == nil && !rc.installing && rs.reads.empty() && !r.waiters.wanting() && !rs.rn.HasReady()
 }
 

@@ -272,6 +272,7 @@ func (r *Replica) storageAppend(m *pb.Message) {
 		a.Entries = toLog(es)
 		rs.last = a.Entries[len(es)-1].Index
 		if rs.role == raft.StateLeader {
+			a.Own = true // raft has copied what was proposed
 			r.ownEntries(es)
 		} else {
 			sent = dataBytes(es)

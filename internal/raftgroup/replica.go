@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"path"
@@ -117,14 +118,16 @@ type raftSide struct {
 	announced leadership
 	state     State
 	reason    error
-	// damage is what is wrong with the stored data; verifying: it is being looked for.
+	// damage is what is wrong with the stored data. verifying ends the search for it, nil: nobody looks.
 	damage    error
-	verifying bool
+	verifying context.CancelFunc
 	now       time.Time
 	slow      int // ticks since the last slow tick
 	nextCkpt  time.Time
-	// pressedUntil: the raftlog needs room; until then pins hold no log.
+	// pressedUntil: the raftlog needs room; until then pins hold no log and, if that
+	// is urgent, nothing else does.
 	pressedUntil time.Time
+	urgent       bool
 	// stateless: the state machine was told its last and is closed, or about to be.
 	stateless bool
 	// halted: when a leader's followers last said so. deaf: ticks since a halted follower heard its leader.

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -66,7 +67,7 @@ func TestSnapshotsAreLogged(t *testing.T) {
 		tune := c.tune
 		c.tune = func(o *Options) {
 			tune(o)
-			o.Verify = func(vfs.FS, Spec, string, []byte, []CaptureFile) error {
+			o.Verify = func(context.Context, vfs.FS, Spec, string, []byte, []CaptureFile) error {
 				if refuse.Load() {
 					return errors.New("refused once")
 				}

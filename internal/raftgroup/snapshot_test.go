@@ -526,8 +526,58 @@ func TestPressureTakesCheckpoint(t *testing.T) {
 		c.create(1)
 		c.fill("k", 0, 5)
 		nd := c.nodes[1]
-		nd.host.onPressure([]ident.ReplicaID{11, 12})
+		nd.host.onPressure([]ident.ReplicaID{11, 12}, false)
 		c.eventually("checkpoint", func() bool { return nd.replica().Status().SnapshotIndex >= 6 })
+	})
+}
+
+// A follower that takes nothing and the entries kept behind a checkpoint hold the log,
+// also when the raftlog needs room, but not when it needs it urgently (rule 28).
+func TestUrgentPressureKeepsNothing(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		c.tune = func(o *Options) { o.Policy = Policy{ThresholdEntries: 20, KeepEntries: 10} }
+	}, func(c *cluster) {
+		c.create(3)
+		c.put("a", "1")
+		f := c.follower()
+		c.converge(1)
+		f.setFilter(func(transport.PeerInfo, item) bool { return true })
+		c.fill("k", 0, 60)
+		r := c.leader().replica()
+		press := func(urgent bool) Status {
+			r.h.onPressure([]ident.ReplicaID{r.ID()}, urgent)
+			time.Sleep(time.Second)
+			return r.Status()
+		}
+		if st := press(false); st.FirstIndex > 4 || st.SnapshotIndex < 60 {
+			t.Fatalf("first index %d, snapshot %d", st.FirstIndex, st.SnapshotIndex)
+		}
+		if st := press(true); st.FirstIndex != st.SnapshotIndex+1 {
+			t.Fatalf("urgent: first index %d, snapshot %d", st.FirstIndex, st.SnapshotIndex)
+		}
+		f.setFilter(nil)
+		time.Sleep(pressureLasts)
+		c.fill("l", 0, 60)
+		c.converge(121)
+		time.Sleep(time.Second)
+		if st := r.Status(); st.FirstIndex != st.SnapshotIndex-9 {
+			t.Fatalf("after it: first index %d, snapshot %d", st.FirstIndex, st.SnapshotIndex)
+		}
+	})
+}
+
+// Whatever followers lack and hold_bytes allows, the raftlog stays within max_bytes (rule 11).
+func TestLaggingFollowerKeepsToMaxBytes(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		c.tune = func(o *Options) { o.Policy = Policy{ThresholdEntries: 600, KeepEntries: 60, HoldBytes: 64 << 20} }
+	}, func(c *cluster) {
+		c.create(3)
+		c.put("a", "1")
+		c.follower().setFilter(func(transport.PeerInfo, item) bool { return true })
+		for range 2000 {
+			c.put("b", strings.Repeat("y", 5<<10))
+		}
+		c.eventually("a log of at most 8 MiB", func() bool { return c.leader().log.Stats().TotalBytes <= 8<<20 })
 	})
 }
 

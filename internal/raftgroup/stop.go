@@ -20,6 +20,7 @@ func (h *Host) Stop(ctx context.Context) error {
 	h.stopping = true
 	h.mu.Unlock()
 	h.opt.Server.SetFinder(nil)
+	h.opt.Server.SetSpoilt(nil)
 	h.handOver(ctx)
 	h.lastCheckpoints(ctx)
 	all := h.Replicas()

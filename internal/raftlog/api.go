@@ -36,6 +36,8 @@ type Append struct {
 	// Entries are contiguous. An overlap with what the log holds truncates the
 	// conflicting suffix first; a gap is a broken invariant.
 	Entries []Entry
+	// Own: their Data share no memory with anything, so that the tail cache need not copy what is small.
+	Own     bool
 	Install *Install
 	// Done runs once, after the frame is durable (nil) or never will be: with an
 	// ErrFailed the log has failed for good and the node must stop; with

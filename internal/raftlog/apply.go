@@ -111,7 +111,7 @@ func (l *Log) applyEntries(r *replica, f *logFile, fr *frame) {
 	}
 	r.refs = places
 	if len(fr.entries) > 0 {
-		l.w.cache.add(r, fr.entries)
+		l.w.cache.add(r, fr.entries, fr.own)
 	}
 }
 

@@ -157,6 +157,59 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// What trims take from the cache, and no eviction, leaves nothing behind either.
+func TestCacheForgetsTheTrimmed(t *testing.T) {
+	o := testOptions(vfs.NewCrashableMem())
+	o.CacheBytes = 1 << 20
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(1), voter(2)}))
+	idle := run(2, 2, 1, 1, 50)
+	check(t, add(l, 2, HardState{1, 0, 1}, idle)) // stays the oldest one in the cache
+	for next := ident.Index(2); next < 5000; next++ {
+		check(t, add(l, 1, HardState{1, 0, next - 1}, run(1, next, 1, 1, 50)))
+		if next%100 == 0 {
+			l.Trim(1, next-10)
+		}
+	}
+	settled(t, l)
+	closeLog(t, l)
+	if n := len(l.w.cache.order); n > 1500 {
+		t.Fatalf("%d elements for %d entries cached", n, len(l.replicas[1].cache))
+	}
+	if c := l.replicas[2].cache; len(c) != 1 || sameEntries(c, idle) != nil {
+		t.Fatalf("the oldest entry has left the cache: %v", c)
+	}
+}
+
+// A small append that was received keeps nothing in memory of what it was received with; one that
+// is large, or the caller's own, is not copied.
+func TestCacheCopiesSmallReceivedAppends(t *testing.T) {
+	o := testOptions(vfs.NewCrashableMem())
+	o.CacheBytes = 1 << 20
+	l := openWith(t, o)
+	check(t, l.Create([]Creation{voter(1)}))
+	next := ident.Index(2)
+	for _, tc := range []struct {
+		size           int // of each of two
+		own, sameBytes bool
+	}{{100, false, false}, {copyUpTo / 2, false, false}, {copyUpTo/2 + 1, false, true}, {100, true, true}} {
+		want := run(1, next, 2, 1, tc.size)
+		check(t, appendWait(l, &Append{Replica: 1, HardState: HardState{1, 0, 1}, Entries: want, Own: tc.own}))
+		got, err := l.Replica(1).Entries(next, next+2, 1<<20)
+		check(t, err)
+		check(t, sameEntries(got, want))
+		for i := range got {
+			if same := &got[i].Data[0] == &want[i].Data[0]; same != tc.sameBytes {
+				t.Fatalf("%+v: same memory: %v", tc, same)
+			}
+			if cap(got[i].Data) != len(got[i].Data) && !tc.sameBytes {
+				t.Fatalf("%+v: entry %d has room for %d bytes of the next", tc, i, cap(got[i].Data)-len(got[i].Data))
+			}
+		}
+		next += 2
+	}
+}
+
 // Readers run while the log appends, trims, relocates, frees and reuses files:
 // each entry they get is right, or compacted.
 func TestReadersDuringWrites(t *testing.T) {

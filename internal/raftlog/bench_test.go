@@ -68,6 +68,26 @@ func appendMany(b *testing.B, l *Log, id ident.ReplicaID, n int, data []byte) {
 	}
 }
 
+// BenchmarkCache adds appends of received entries of 1 KiB to the tail cache, and drops each.
+func BenchmarkCache(b *testing.B) {
+	for _, c := range []struct {
+		n   int
+		own bool
+	}{{1, true}, {1, false}, {4, false}, {16, false}, {64, false}} {
+		b.Run(fmt.Sprintf("entries=%d/own=%v", c.n, c.own), func(b *testing.B) {
+			r := &replica{}
+			var cache tailCache
+			es := run(1, 1, c.n, 1, 1<<10)
+			b.SetBytes(int64(c.n) << 10)
+			b.ReportAllocs()
+			for range b.N {
+				cache.add(r, es, c.own)
+				cache.shrink()
+			}
+		})
+	}
+}
+
 // BenchmarkOpen opens a log of about 512 MiB in sealed files.
 func BenchmarkOpen(b *testing.B) {
 	o := Options{FS: vfs.Default, Dir: b.TempDir() + "/log", Store: testStore, Create: true, MaxBytes: 1 << 30}

@@ -5,6 +5,11 @@ import "chronik/internal/ident"
 // entryOverhead is what a cached entry costs besides its payload.
 const entryOverhead = 48
 
+// copyUpTo is how many bytes of payload of a received append are copied into the cache.
+// A larger one is at least a quarter of the chunk that it lies in, and copying all would
+// cost the sync loop most of a second a GB.
+const copyUpTo = 16 << 10
+
 // tailCache keeps the newest entries of all replicas in memory, oldest out first.
 // The entries hang on their replicas, each a contiguous run up to the last
 // index; the cache keeps the order and the sum. Only the sync loop changes
@@ -12,15 +17,19 @@ const entryOverhead = 48
 type tailCache struct {
 	limit, bytes int64
 	// order has one element a frame, from head on. Elements of entries gone by other
-	// ways stay; they evict nothing, or newer entries of the same index early.
+	// ways stay until sift; they evict nothing, or newer entries of the same index early.
 	order []cachedRun
 	head  int
+	left  int // elements that the last sift left
 }
 
 type cachedRun struct {
 	r    *replica
 	last ident.Index
 }
+
+// gone tells that its entries have left the cache.
+func (e *cachedRun) gone() bool { return len(e.r.cache) == 0 || e.r.cache[0].Index > e.last }
 
 func cacheCost(entries []Entry) (n int64) {
 	for i := range entries {
@@ -30,14 +39,31 @@ func cacheCost(entries []Entry) (n int64) {
 }
 
 // add caches entries, r's newest. If they overlap what is there (a conflict was
-// truncated, which is rare) they replace it all. r.mu is held.
-func (c *tailCache) add(r *replica, entries []Entry) {
-	if n := len(r.cache); n > 0 && r.cache[n-1].Index+1 != entries[0].Index {
+// truncated, which is rare) they replace it all. own: they share no memory. r.mu is held.
+func (c *tailCache) add(r *replica, entries []Entry, own bool) {
+	n := len(r.cache)
+	if n > 0 && r.cache[n-1].Index+1 != entries[0].Index {
 		c.clear(r)
+		n = 0
 	}
 	r.cache = append(r.cache, entries...)
-	c.bytes += cacheCost(entries)
+	cost := cacheCost(entries)
+	if size := cost - entryOverhead*int64(len(entries)); !own && size <= copyUpTo {
+		detach(r.cache[n:], size)
+	}
+	c.bytes += cost
 	c.order = append(c.order, cachedRun{r, entries[len(entries)-1].Index})
+}
+
+// detach gives entries of size bytes memory of their own: what was received lies in a
+// chunk or frame with other groups' entries, which the cache would keep as long as these.
+func detach(entries []Entry, size int64) {
+	b := make([]byte, 0, size)
+	for i := range entries {
+		n := len(b)
+		b = append(b, entries[i].Data...)
+		entries[i].Data = b[n:len(b):len(b)]
+	}
 }
 
 // dropTo forgets entries up to i. r.mu is held.
@@ -72,9 +98,19 @@ func (c *tailCache) shrink() {
 		c.dropTo(run.r, run.last)
 		run.r.mu.Unlock()
 	}
-	if c.head > 1024 && c.head > len(c.order)/2 {
-		n := copy(c.order, c.order[c.head:])
-		clear(c.order[n:])
-		c.order, c.head = c.order[:n], 0
+	if c.head > 1024 && c.head > len(c.order)/2 || len(c.order)-c.head > max(1024, 2*c.left) {
+		c.sift()
 	}
+}
+
+// sift drops the elements of entries that are gone: below the limit nothing else does.
+func (c *tailCache) sift() {
+	kept := c.order[:0]
+	for _, e := range c.order[c.head:] {
+		if !e.gone() {
+			kept = append(kept, e)
+		}
+	}
+	clear(c.order[len(kept):])
+	c.order, c.head, c.left = kept, 0, len(kept)
 }

@@ -182,6 +182,7 @@ type frame struct {
 	damage   string
 	spans    []span
 	entries  []Entry // only where the caller asked for them
+	own      bool    // as Append.Own
 }
 
 func (f *frame) end() int64 { return f.off + f.size }

@@ -164,6 +164,7 @@ type syncFS struct {
 	syncErr error // SyncData returns it
 	wrErr   error // WriteAt returns it
 	mkErr   error // Preallocate returns it
+	dirErr  error // OpenDir returns it
 	written int
 	read    int64
 	// gate, if set, is received from before each SyncData; entered is sent to before that.
@@ -183,6 +184,15 @@ func (fs *syncFS) wrap(f vfs.File, err error) (vfs.File, error) {
 
 func (fs *syncFS) OpenReadWrite(name string, c vfs.WriteCategory, o ...vfsOpenOption) (vfs.File, error) {
 	return fs.wrap(fs.FS.OpenReadWrite(name, c, o...))
+}
+
+func (fs *syncFS) OpenDir(name string) (vfs.File, error) {
+	var err error
+	fs.set(func() { err = fs.dirErr })
+	if err != nil {
+		return nil, err
+	}
+	return fs.FS.OpenDir(name)
 }
 
 type syncFile struct {

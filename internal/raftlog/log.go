@@ -36,7 +36,8 @@ type Log struct {
 	wake     bool
 	closing  bool
 	err      error // set once
-	pressure func([]ident.ReplicaID)
+	pressure func([]ident.ReplicaID, bool)
+	damage   func(ident.ReplicaID, error)
 
 	// repMu guards the map and node; the sync loop, their only writer, reads them without.
 	repMu    sync.RWMutex
@@ -226,14 +227,35 @@ func (l *Log) Trim(id ident.ReplicaID, to ident.Index) {
 
 // OnPressure sets the function called when old files should become free and
 // cannot: with the replicas that hold the oldest one. They should checkpoint and
-// Trim. It runs on the sync loop and must not block; it is called again with each
-// new file while that lasts.
-func (l *Log) OnPressure(fn func(replicas []ident.ReplicaID)) {
+// Trim; urgent, when more than 7/8 of MaxBytes are taken, they should keep nothing
+// that they can do without. It runs on the sync loop and must not block; it is called
+// again with each new file while that lasts.
+func (l *Log) OnPressure(fn func(replicas []ident.ReplicaID, urgent bool)) {
 	l.mu.Lock()
 	l.pressure = fn
 	l.wake = true
 	l.cond.Signal()
 	l.mu.Unlock()
+}
+
+// OnDamage sets the function called when durable records of a replica turn out to be
+// unreadable while the log is open: the replica takes no append any more. It runs on the
+// sync loop and must not block. What was found before, Damage tells.
+func (l *Log) OnDamage(fn func(replica ident.ReplicaID, err error)) {
+	l.mu.Lock()
+	l.damage = fn
+	l.mu.Unlock()
+}
+
+// Damage tells why a replica is quarantined; nil: it is not.
+func (l *Log) Damage(id ident.ReplicaID) error {
+	r := l.lookup(id)
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.damage
 }
 
 // DurableLSN returns the highest LSN known durable.

@@ -36,20 +36,23 @@ func (l *Log) maintain() {
 // measure publishes the sizes.
 func (l *Log) measure() {
 	w := &l.w
-	var live int64
-	for _, f := range w.files {
-		live += f.live
-	}
 	l.statsMu.Lock()
 	defer l.statsMu.Unlock()
 	s := &l.stats
-	s.LiveBytes, s.TotalBytes = live, w.total()+int64(len(w.spare))*l.opts.FileBytes
+	s.LiveBytes, s.TotalBytes = w.live(), w.total()+int64(len(w.spare))*l.opts.FileBytes
 	s.ActiveLeft = 0
 	if w.active != nil {
 		s.ActiveLeft = w.active.size - w.active.end - int64(len(w.foot.buf)) - 2*maxFooterRecord
 	}
 	s.Files, s.Spare, s.Replicas = len(w.files), len(w.spare), len(l.replicas)
 	s.CacheBytes = w.cache.bytes
+}
+
+func (w *writer) live() (n int64) {
+	for _, f := range w.files {
+		n += f.live
+	}
+	return n
 }
 
 func (w *writer) total() (n int64) {
@@ -105,8 +108,11 @@ func (l *Log) freeFile(f *logFile) error {
 
 // relieve acts when the files take more than half of MaxBytes: if little in the
 // oldest is live, that is relocated; else its owners are asked to trim. Near
-// the limit "little" is half a file instead of an eighth. Each relocation frees
-// more than it writes, so it comes to an end.
+// the limit "little" is half a file instead of an eighth: each relocation frees
+// more than it writes, so it comes to an end. If near the limit most bytes are dead,
+// those behind an oldest file that nobody trims, it is relocated whatever it takes: one
+// round over all files writes what is live, less than half, and frees them all, so
+// that comes to an end too.
 func (l *Log) relieve() {
 	w := &l.w
 	total := w.total()
@@ -117,8 +123,12 @@ func (l *Log) relieve() {
 	}
 	oldest := w.files[0]
 	limit := oldest.size / 8
-	if total > l.opts.MaxBytes/8*7 {
+	urgent := total > l.opts.MaxBytes/8*7
+	if urgent {
 		limit = oldest.size / 2
+		if w.live() < total/2 {
+			limit = maxFileBytes
+		}
 	}
 	if oldest.live <= limit && oldest.number != w.moved {
 		w.moved = oldest.number
@@ -138,8 +148,8 @@ func (l *Log) relieve() {
 	for i, r := range rs {
 		ids[i] = r.id
 	}
-	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(ids))
-	fn(ids)
+	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(ids), "urgent", urgent)
+	fn(ids, urgent)
 }
 
 // owners returns the replicas with something live in f, by id.
@@ -229,7 +239,7 @@ func (l *Log) moveReplica(r *replica, f *logFile, budget int64) (done bool, used
 		fr := frame{kind: kindRelocate, group: r.group, replica: r.id}
 		n, bad := gather(&fr, r, base, refs[i:], budget-used)
 		if bad != nil {
-			l.log.Error("raftlog entries unreadable, replica quarantined", "replica", r.id, "index", refs[i].first, "err", bad)
+			l.foundDamage(r, refs[i].first, bad)
 			fr.flags, fr.damage = hasDamage, bad.Error()
 			fr.first, fr.n, n = refs[i].first, refs[i].n, 1
 		}
@@ -240,6 +250,20 @@ func (l *Log) moveReplica(r *replica, f *logFile, budget int64) (done bool, used
 		i += n
 	}
 	return true, used, nil
+}
+
+// foundDamage quarantines r, whose entries from first on cannot be read: the record of it follows.
+func (l *Log) foundDamage(r *replica, first ident.Index, err error) {
+	l.log.Error("raftlog entries unreadable, replica quarantined", "replica", r.id, "index", first, "err", err)
+	r.mu.Lock()
+	r.damage, r.top = damageError(err.Error()), r.last()
+	r.mu.Unlock()
+	l.mu.Lock()
+	fn := l.damage
+	l.mu.Unlock()
+	if fn != nil {
+		fn(r.id, err)
+	}
 }
 
 // record is all of r but its entries, as one relocate frame.

@@ -75,7 +75,7 @@ func TestPressure(t *testing.T) {
 	o := testOptions(mem)
 	l := openWith(t, o)
 	asked := make(chan []ident.ReplicaID, 100)
-	l.OnPressure(func(rs []ident.ReplicaID) { asked <- slices.Clone(rs) })
+	l.OnPressure(func(rs []ident.ReplicaID, _ bool) { asked <- slices.Clone(rs) })
 	check(t, l.Create([]Creation{voter(4), voter(5), voter(6)}))
 	for i := ident.Index(0); len(asked) == 0; i++ {
 		if s := settled(t, l); s.TotalBytes > o.MaxBytes/2+testFile {
@@ -108,6 +108,25 @@ func TestPressure(t *testing.T) {
 	}
 }
 
+// A replica that never trims, idle or quarantined, and fills the oldest file keeps
+// the files behind it from being freed only until the log nears its limit.
+func TestDenseOldestFileIsRelocated(t *testing.T) {
+	l := open(t, vfs.NewCrashableMem())
+	check(t, l.Create([]Creation{voter(1), voter(2)}))
+	kept := run(1, 2, 40, 1, 1000) // 40 KB of the first file
+	check(t, add(l, 1, HardState{1, 0, 1}, kept))
+	next := ident.Index(2)
+	for range 2000 {
+		check(t, add(l, 2, HardState{1, 0, next - 1}, run(2, next, 1, 1, 1000)))
+		l.Trim(2, next-2)
+		next++
+	}
+	if s := settled(t, l); s.TotalBytes > testMaxBytes {
+		t.Fatalf("the log takes %d bytes of at most %d, live are %d", s.TotalBytes, testMaxBytes, s.LiveBytes)
+	}
+	wantEntries(t, l, 1, kept)
+}
+
 // Many short runs of the process leave many short files; they are freed again
 // when they are too many, though nothing is appended.
 func TestRestartsDoNotPileUpFiles(t *testing.T) {
@@ -138,6 +157,52 @@ func TestRestartsDoNotPileUpFiles(t *testing.T) {
 	}
 }
 
+// Damage found in an open log is told at once, and does not pull the last index back:
+// raft has acknowledged what it covers.
+func TestDamageFoundKeepsTheLastIndex(t *testing.T) {
+	for _, entry := range []int{1, 2, 5} { // the first one of five, one between, the last
+		mem := vfs.NewCrashableMem()
+		o := testOptions(mem)
+		o.MaxBytes = 4 * testFile
+		l := openWith(t, o)
+		told := make(chan ident.ReplicaID, 10)
+		l.OnDamage(func(id ident.ReplicaID, _ error) { told <- id })
+		check(t, l.Create([]Creation{voter(5), voter(6)}))
+		for i := range ident.Index(5) {
+			check(t, add(l, 6, HardState{1, 0, 1}, run(6, 2+i, 1, 1, 2*vfs.BlockBytes)))
+		}
+		check(t, add(l, 5, HardState{1, 0, 1}, run(5, 2, 1, 1, vfs.BlockBytes)))
+		flip(t, mem, logPath(1), frameOffsets(t, readFile(t, mem, logPath(1)))[1+entry]+150)
+		fill(t, l, 5, 8)
+		if id := <-told; id != 6 || len(told) > 0 || !errors.Is(l.Damage(6), ErrCorrupt) || l.Damage(5) != nil {
+			t.Fatalf("told of %d, damage %v", id, l.Damage(6))
+		}
+		v := l.Replica(6)
+		if got := v.LastIndex(); got != 6 {
+			t.Fatalf("entry %d: the last index is %d", entry, got)
+		}
+		if _, err := v.Term(1 + ident.Index(entry)); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("entry %d: %v", entry, err)
+		}
+		if err := add(l, 6, HardState{1, 0, 1}, run(6, 7, 1, 1, 10)); !errors.Is(err, ErrQuarantined) {
+			t.Fatal(err)
+		}
+		closeLog(t, l)
+	}
+}
+
+// flip changes a byte on the disk.
+func flip(t testing.TB, fs vfs.FS, name string, at int64) {
+	t.Helper()
+	b := readFile(t, fs, name)
+	f, err := fs.OpenReadWrite(name, vfs.CategoryLog)
+	check(t, err)
+	_, err = f.WriteAt([]byte{b[at] ^ 1}, at)
+	check(t, err)
+	check(t, f.Sync())
+	check(t, f.Close())
+}
+
 // An entry that has become unreadable does not pin its file for ever: its replica is
 // quarantined, durably, and the others go on.
 func TestUnreadableEntryIsQuarantinedByRelocation(t *testing.T) {
@@ -152,12 +217,7 @@ func TestUnreadableEntryIsQuarantinedByRelocation(t *testing.T) {
 	// The block of the entry is finished: while it is not, it is written again from memory.
 	check(t, add(l, 5, HardState{1, 0, 1}, run(5, 2, 1, 1, 2*vfs.BlockBytes)))
 	off := frameOffsets(t, readFile(t, mem, logPath(1)))[4]
-	f, err := mem.OpenReadWrite(logPath(1), vfs.CategoryLog)
-	check(t, err)
-	_, err = f.WriteAt([]byte("XX"), off+150)
-	check(t, err)
-	check(t, f.Sync())
-	check(t, f.Close())
+	flip(t, mem, logPath(1), off+150)
 	fill(t, l, 5, 8)
 	if err := add(l, 6, HardState{1, 0, 1}, nil); !errors.Is(err, ErrQuarantined) {
 		t.Fatal(err)

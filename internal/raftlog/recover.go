@@ -95,6 +95,13 @@ func (l *Log) list() ([]uint64, error) {
 			return nil, fmt.Errorf("raftlog: %w", err)
 		}
 	}
+	if len(l.w.spare) > 0 {
+		// The process before may have ended between the rename and its sync: a file that is
+		// a log file on the disk must not be written anew.
+		if err := vfs.SyncDir(l.fs, l.opts.Dir); err != nil {
+			return nil, fmt.Errorf("raftlog: sync %s: %w", l.opts.Dir, err)
+		}
+	}
 	return numbers, nil
 }
 
@@ -240,6 +247,8 @@ func (l *Log) replayFooter(f *logFile, s *seal) error {
 			l.apply(f, &full)
 		case !errors.Is(err, ErrCorrupt):
 			return err
+		case fr.size == frameHeaderBytes: // no body: a remove record, void anyway, and the footer names who
+			l.apply(f, &frame{kind: kindRemove, replica: fr.replica, group: fr.group})
 		default:
 			l.applyDamage(f, fr.group, fr.replica, err)
 		}

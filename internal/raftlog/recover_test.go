@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"chronik/internal/ident"
+	"chronik/internal/invariant"
 	"chronik/internal/vfs"
 )
 
@@ -584,6 +585,28 @@ func TestDamagedNodeRecord(t *testing.T) {
 	}
 }
 
+// A damaged remove record still removes, told by the frame's header or by the footer.
+func TestDamagedRemoveRecord(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		mem := vfs.NewCrashableMem()
+		l := open(t, mem)
+		check(t, l.Create([]Creation{voter(5), voter(6)}))
+		check(t, l.Remove(5))
+		check(t, add(l, 6, HardState{1, 0, 1}, nil))
+		check(t, add(l, 6, HardState{1, 0, 1}, nil)) // says that the record was durable
+		fs := crash(mem, 0, 1)
+		if closeLog(t, l); sealed {
+			fs = mem
+		}
+		file := readFile(t, fs, logPath(1))
+		file[frameOffsets(t, file)[2]+77] ^= 1
+		l = open(t, disk(t, map[string][]byte{logPath(1): file}))
+		if cs, q := l.Creations(), l.Recovery().Quarantined; len(cs) != 1 || len(q) > 0 || (l.Recovery().Scanned == 0) != sealed {
+			t.Fatalf("sealed %v: replicas %+v, quarantined %+v", sealed, cs, q)
+		}
+	}
+}
+
 // A file that was about to be freed and is back under both names after a crash is the log's.
 func TestFreedFileUnderBothNames(t *testing.T) {
 	file, _ := damagedLog(t)
@@ -600,4 +623,37 @@ func TestFreedFileUnderBothNames(t *testing.T) {
 	if len(names) != 1 {
 		t.Fatal(names)
 	}
+}
+
+// A process that ends between the rename of an emptied file and the sync of the directory leaves a
+// name that the disk does not have: the next one may use the file only once it does.
+func TestSpareIsDurableBeforeItIsUsed(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	fs := &syncFS{FS: mem}
+	var left *vfs.MemFS
+	invariant.SetPointHook(func(p string) {
+		switch p {
+		case "raftlog/free-renamed": // the first process ends here
+			fs.set(func() { fs.dirErr = errors.New("killed") })
+		case "raftlog/file-header-synced": // the power goes here, under the second
+			left = crash(mem, 0, 1)
+		}
+	})
+	defer invariant.SetPointHook(nil)
+	l := open(t, fs)
+	check(t, l.Create([]Creation{voter(1)}))
+	for next := ident.Index(2); l.Stats().Files < 5; next++ {
+		check(t, add(l, 1, HardState{1, 0, 1}, run(1, next, 1, 1, 4000)))
+	}
+	l.Trim(1, 20)                           // empties the first file alone
+	_ = add(l, 1, HardState{1, 0, 20}, nil) // the trim goes with it, if it was not seen before
+	<-l.Failed()
+	_ = l.Close()
+	l = open(t, mem)
+	check(t, add(l, 1, HardState{1, 0, 20}, nil))
+	closeLog(t, l)
+	if s := l.Stats(); s.Recycled != 1 {
+		t.Fatalf("the emptied file was not used again: %+v", s)
+	}
+	closeLog(t, open(t, left))
 }

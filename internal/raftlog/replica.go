@@ -57,6 +57,10 @@ type replica struct {
 	// trimQueued: the replica waits in Log.trims.
 	trimQueued bool
 	creation   *Creation // nil while replaying, or if its record is damaged
+	damage     error     // non-nil: quarantined
+	// top is the last index when damage was found in the open log: what is lost then must
+	// not pull the last index back under who works with it. After a restart it is as replayed.
+	top ident.Index
 
 	// The rest belongs to the sync loop alone.
 
@@ -65,16 +69,15 @@ type replica struct {
 	encLast ident.Index
 	at      [items]*logFile
 	cost    [items]int64
-	damage  error // non-nil: quarantined
-	gone    bool  // a remove record is encoded
+	gone    bool // a remove record is encoded
 }
 
 // last returns the last index. mu is held, or the caller is the sync loop.
 func (r *replica) last() ident.Index {
 	if n := len(r.refs); n > 0 {
-		return r.refs[n-1].last()
+		return max(r.refs[n-1].last(), r.top)
 	}
-	return r.base
+	return max(r.base, r.top)
 }
 
 // find returns the position of the first ref that ends at or after i.

@@ -120,7 +120,7 @@ func (l *Log) encodeAppend(a *Append) error {
 	}
 	f := frame{
 		kind: kindAppend, flags: hasHardState, group: r.group, replica: r.id,
-		hs: a.HardState, install: a.Install, entries: a.Entries, n: uint32(len(a.Entries)),
+		hs: a.HardState, install: a.Install, entries: a.Entries, n: uint32(len(a.Entries)), own: a.Own,
 	}
 	base, last := r.loggedBase, r.encLast
 	if a.Install != nil {

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"context"
 	"errors"
 
 	"chronik/internal/group"
@@ -132,7 +133,7 @@ func (k *maker) save(spec raftgroup.Spec, g *Group, l *raftgroup.Loaded) (err er
 	g.NewTerm = uint64(term)
 	if p, ok := l.SM.(*partition.StateMachine); ok {
 		g.LogStart, g.NextOffset = p.Offsets()
-		if err := p.Verify(); err != nil {
+		if err := p.Verify(context.Background()); err != nil {
 			g.note("kept with damage, which nobody can read or copy: %v", err)
 		}
 	}

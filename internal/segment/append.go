@@ -3,6 +3,7 @@ package segment
 import (
 	"fmt"
 	"math"
+	"sort"
 	"sync"
 
 	"chronik/internal/invariant"
@@ -138,15 +139,37 @@ func (l *Log) rollDue(p *published, base int64, h record.Batch, size int64) bool
 	switch {
 	case p.size == 0:
 		return false
-	case p.size+size > l.limitBytes:
+	case p.size+size > MaxSegmentBytes:
 		return true
 	case p.next+int64(h.LastOffsetDelta())-base > math.MaxInt32:
+		return true
+	case l.crowded():
+		return false
+	case p.size+size > l.limitBytes:
 		return true
 	default:
 		// The difference of two timestamps a producer chose may overflow.
 		age := h.MaxTimestamp() - p.firstTime
 		return h.MaxTimestamp() > p.firstTime && (age > l.limitMs || age < 0)
 	}
+}
+
+// crowded tells whether the log, as it will be with what is staged, has as many segments as limits make. How
+// much was staged at once does not matter: replicas do not apply in the same steps.
+func (l *Log) crowded() bool {
+	st := &l.stage
+	sealed := (*l.list.Load())
+	sealed = sealed[:len(sealed)-1] // the active one is the first piece
+	if len(sealed)+len(st.pieces) < l.maxSegments {
+		return false
+	}
+	n := len(sealed) - sort.Search(len(sealed), func(k int) bool { return sealed[k].pub.Load().next > st.start })
+	for k := range st.pieces {
+		if st.pieces[k].view.next > st.start {
+			n++
+		}
+	}
+	return n >= l.maxSegments
 }
 
 // Flush writes what was staged, one write for each segment it goes into, and

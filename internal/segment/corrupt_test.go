@@ -2,6 +2,7 @@ package segment
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -160,8 +161,13 @@ func TestReadCorrupt(t *testing.T) {
 	if bad == 0 || bad > 3 {
 		t.Fatalf("%d offsets unreadable", bad)
 	}
-	if err := l.Verify(nil); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), s.Name()) {
+	if err := l.Verify(t.Context(), nil); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), s.Name()) {
 		t.Fatalf("verify: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Verify(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Fatalf("verify, ended: %v", err)
 	}
 }
 

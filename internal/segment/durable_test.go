@@ -321,7 +321,7 @@ func TestUnlinkWaitsForTheNextCheckpoint(t *testing.T) {
 	closeLog(t, l)
 	l = mustOpen(t, o) // as a start would, from that checkpoint
 	defer closeLog(t, l)
-	if err := l.Verify(nil); err != nil {
+	if err := l.Verify(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -28,6 +28,10 @@ var (
 const (
 	// MaxSegmentBytes is the largest size a segment is rolled at.
 	MaxSegmentBytes = math.MaxInt32
+	// MaxSegments is how many segments the limits of size and age make. A log that has them goes on in
+	// the last, up to MaxSegmentBytes: a checkpoint names at most snapshot.MaxFiles (65,536), and
+	// without one the Raft log is never trimmed again. Part of the format, like the defaults below.
+	MaxSegments = 60_000
 	// DefaultSegmentBytes and DefaultSegmentMs are the limits before SetLimits.
 	// They are part of the format: changed, replicas would roll apart.
 	DefaultSegmentBytes = 1 << 30
@@ -65,6 +69,7 @@ type Log struct {
 	list  atomic.Pointer[[]*segment]
 	start atomic.Int64 // first readable offset
 
+	maxSegments         int     // MaxSegments, but for tests
 	limitBytes, limitMs int64   // the applier's
 	stage               staging // the applier's
 
@@ -93,7 +98,7 @@ func Open(o Options) (*Log, error) {
 	if o.Handles == nil {
 		o.Handles = NewHandles(0)
 	}
-	l := &Log{fs: o.FS, dir: o.Dir, handles: o.Handles, pins: make(map[*Pin]struct{})}
+	l := &Log{fs: o.FS, dir: o.Dir, handles: o.Handles, pins: make(map[*Pin]struct{}), maxSegments: MaxSegments}
 	l.SetLimits(o.SegmentBytes, o.SegmentMs)
 	if err := checkInfos(&o); err != nil {
 		return nil, fmt.Errorf("segments in %s: %w", o.Dir, err)

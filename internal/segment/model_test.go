@@ -92,7 +92,7 @@ func TestModel(t *testing.T) {
 		if got := all(t, l); !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes, want %d", len(got), len(want))
 		}
-		if err := l.Verify(nil); err != nil {
+		if err := l.Verify(t.Context(), nil); err != nil {
 			t.Fatalf("verify: %v", err)
 		}
 	})

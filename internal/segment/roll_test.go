@@ -42,3 +42,52 @@ func TestRollAfterReopen(t *testing.T) {
 		})
 	}
 }
+
+// TestSegmentsAreBounded: with as many segments as a checkpoint can name, neither size nor age makes more, until
+// some are dropped. However the batches come, at once, one by one or around a start, they land alike (correctness rule 2).
+func TestSegmentsAreBounded(t *testing.T) {
+	const most, batches = 5, 40
+	run := func(flush func(k int) bool, reopen func(k int) bool) string {
+		o := memOptions()
+		o.SegmentBytes, o.SegmentMs = 1, 1
+		l := mustOpen(t, o)
+		l.maxSegments = most
+		for k := range batches {
+			if k == 20 {
+				l.StageStart(3) // within the fourth: three less
+			}
+			if k == 30 {
+				l.StageStart(l.StagedOffset()) // all
+			}
+			l.Stage(build(t, 1, 10, int64(10*k)), 1)
+			if !flush(k) && k < batches-1 {
+				continue
+			}
+			if err := l.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(l.Segments()); n > most {
+				t.Fatalf("%d segments", n)
+			}
+			if reopen(k) {
+				after := checkpoint(t, l, o)
+				closeLog(t, l)
+				l = mustOpen(t, after)
+				l.maxSegments = most
+			}
+		}
+		defer closeLog(t, l)
+		return fmt.Sprint(l.Segments())
+	}
+	never := func(int) bool { return false }
+	want := run(func(int) bool { return true }, never)
+	for name, got := range map[string]string{
+		"in pairs":          run(func(k int) bool { return k%2 == 1 }, never),
+		"in sevens":         run(func(k int) bool { return k%7 == 6 }, never),
+		"with a few starts": run(func(k int) bool { return k%3 == 2 }, func(k int) bool { return k%4 == 2 }),
+	} {
+		if got != want {
+			t.Errorf("%s: %s\none by one: %s", name, got, want)
+		}
+	}
+}

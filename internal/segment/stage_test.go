@@ -43,7 +43,7 @@ func TestStageMixedSizes(t *testing.T) {
 			after := checkpoint(t, l, o)
 			closeLog(t, l)
 			l = mustOpen(t, after)
-			if err := l.Verify(nil); err != nil || !bytes.Equal(all(t, l), want) {
+			if err := l.Verify(t.Context(), nil); err != nil || !bytes.Equal(all(t, l), want) {
 				t.Fatalf("after a start: %v", err)
 			}
 			closeLog(t, l)

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,20 +12,20 @@ import (
 )
 
 // Verify reads every batch of the log, checks order and CRC, and what each says of
-// it, which may be nil. The error is ErrCorrupt with file and byte.
-func (l *Log) Verify(each func(record.Batch) error) error {
+// it, which may be nil. The error is ErrCorrupt with file and byte, or that of ctx.
+func (l *Log) Verify(ctx context.Context, each func(record.Batch) error) error {
 	for _, s := range *l.list.Load() {
 		if s.pub.Load().size == 0 {
 			continue
 		}
-		if err := l.verifySegment(s, each); err != nil && !(errors.Is(err, ErrOutOfRange) && s.dropped.Load()) {
+		if err := l.verifySegment(ctx, s, each); err != nil && !(errors.Is(err, ErrOutOfRange) && s.dropped.Load()) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Log) verifySegment(s *segment, each func(record.Batch) error) error {
+func (l *Log) verifySegment(ctx context.Context, s *segment, each func(record.Batch) error) error {
 	h, err := l.open(s)
 	if err != nil {
 		return err
@@ -33,6 +34,9 @@ func (l *Log) verifySegment(s *segment, each func(record.Batch) error) error {
 	p := s.pub.Load()
 	sc := newScanner(h.file, s.path, 0, p.size, s.base, 1<<20)
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		err := sc.next()
 		if errors.Is(err, io.EOF) {
 			break

@@ -133,8 +133,10 @@ func CheckName(name string) error {
 			return fmt.Errorf("file name %q: byte %d is not one of 0-9 a-z . - (first: 0-9 a-z)", name, i)
 		}
 	}
-	if strings.HasSuffix(name, ckptTmpSuffix) || strings.HasSuffix(name, partSuffix) {
-		return fmt.Errorf("file name %q: the suffix is reserved", name)
+	for _, s := range []string{ckptTmpSuffix, partSuffix, unsyncedSuffix} {
+		if strings.HasSuffix(name, s) {
+			return fmt.Errorf("file name %q: the suffix is reserved", name)
+		}
 	}
 	return nil
 }

@@ -262,6 +262,7 @@ func TestCheckName(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"0000.log": true, "checkpoint": true, "a-b.c": true, "": false, ".": false, "..": false, "../a": false,
 		"a/b": false, `a\b`: false, "A": false, "a b": false, "-a": false, ".a": false, "a.part": false, "a.tmp": false,
+		"a.unsynced": false, "a.part.unsynced": false, "a.unsynced.log": true,
 		strings.Repeat("a", 64): true, strings.Repeat("a", 65): false, "a\x00": false, "ä": false,
 	} {
 		if err := CheckName(name); (err == nil) != ok {

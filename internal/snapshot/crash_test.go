@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -369,6 +370,39 @@ func TestDonorAfterAFailedSync(t *testing.T) {
 			g.check(g.fs, got.Dir)
 			g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), got.Dir)
 		})
+	}
+}
+
+// TestDonorWhoseOwnerCouldNotSync: the sync failed before, in its owner's hands. What lies in the
+// owner's directory is copied, by this process and by the next.
+func TestDonorWhoseOwnerCouldNotSync(t *testing.T) {
+	for _, dir := range []string{GenDir(sinkDir, 1), "/donor/g1"} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprint(dir, restarted), func(t *testing.T) {
+				files := tree{"0.log": noise(1, 1000)}
+				g := newRig(t, files, "0.log")
+				g.opt.Donors = []string{"/donor/g1"}
+				mkdirs(t, g.fs, dir)
+				f := must(g.fs.Create(dir+"/0.log", vfs.CategorySegment))
+				must(f.Write(bytes.Clone(files["0.log"])))
+				noErr(t, f.Close())
+				fs := &oneBadSync{FS: g.fs, target: dir + "/0.log", failed: true, lost: true}
+				g.recv = NewReceiver(ReceiverOptions{FS: fs})
+				g.recv.MarkUnsynced(dir)
+				if restarted {
+					g.recv = NewReceiver(ReceiverOptions{FS: fs})
+				}
+				got := must(g.fetch())
+				if got.BytesReused != 1000 {
+					t.Errorf("%d bytes reused", got.BytesReused)
+				}
+				g.check(g.fs.CrashClone(vfs.CrashCloneCfg{}), got.Dir)
+				noErr(t, RemoveOthers(g.fs, sinkDir, 2))
+				if left := names(t, g.fs, sinkDir); !slices.Equal(left, []string{"g2"}) {
+					t.Errorf("left %v", left)
+				}
+			})
+		}
 	}
 }
 

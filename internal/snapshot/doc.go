@@ -18,7 +18,7 @@
 //
 // Taking a checkpoint, on a background goroutine:
 //
-//	capture.Sync()
+//	capture.Sync()                                     // failed: receiver.MarkUnsynced(that directory)
 //	info, err := snapshot.Write(fs, snapshot.GenDir(base, 7), snapshot.Checkpoint{
 //		Group: g, Point: p, Files: files, CreatedAt: now}, snapshot.Zstd, capture.WriteTo)
 //	capture.Published()
@@ -39,6 +39,7 @@
 //	server.Live(group)                                 // for TrimTo
 //	server.Handle(ctx, method, req)                    // every transport call "snapshot.*"
 //	server.Sent(method, reply)                         // optional: the reply is written
+//	server.SetSpoilt(told)                             // of files that it cannot give
 //	server.SetFinder(find)                             // as a peer: where a group's checkpoint lies
 //
 // Fetching it (follower), on a goroutine of its own:
@@ -47,10 +48,12 @@
 //	staged, err := receiver.Fetch(ctx, offer, snapshot.FetchOptions{
 //		Base: base, Live: 7, Next: 8, Donors: donors, Reserve: reserve, Priority: snapshot.PriorityVoter,
 //		More: []snapshot.ChunkSource{archive}}, source)
+//	stop := receiver.KeepPins(ctx, offer, source)      // while what was staged is looked at
 //	ck, blob, err := snapshot.Read(fs, staged.Dir)     // staged.Dir is base/g8
+//	stop()
 //	// step MsgSnap; one raftlog Install record with generation 8; switch; then
 //	receiver.Done(ctx, offer, source)                  // the source drops its pin
-//	snapshot.RemoveOthers(fs, base, 8)
+//	snapshot.RemoveOlder(fs, base, 8)                  // 9 may be complete by now
 //
 // A Fetch that failed or was cancelled keeps its staging: the next Fetch into
 // the same Base and Next goes on, whatever the new offer is. Cancel and wait
@@ -86,7 +89,8 @@
 // Part files are handed to the kernel every 4 MiB and synced every 32 MiB, so a power
 // loss costs at most those of the files at work, a kill what was under way.
 //
-// A sync that failed is final: a local file gets a mark (NAME.unsynced) and is copied
+// A sync that failed is final: a local file, or the generation of an owner whose sync failed
+// (MarkUnsynced), gets a mark (NAME.unsynced) and is copied
 // instead of linked from then on, a part file is removed, and of a staging of which a directory could not be synced
 // nothing is used again. The mark need not be durable (unsynced.go).
 //

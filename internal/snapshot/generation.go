@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -79,23 +80,45 @@ func RemoveOthers(fs vfs.FS, base string, keep uint64) error {
 	if err := checkKept(fs, base, gs, keep); err != nil {
 		return err
 	}
-	changed := false
+	return remove(fs, base, keep, slices.DeleteFunc(gs, func(g Generation) bool {
+		return g.N == keep && !g.Staging || g.N > keep && g.Staging
+	}))
+}
+
+// RemoveOlder removes what lies below keep. Unlike RemoveOthers it is for a replica that runs:
+// what lies above may have become complete, or live, since keep was.
+func RemoveOlder(fs vfs.FS, base string, keep uint64) error {
+	gs, err := Generations(fs, base)
+	if err != nil {
+		return err
+	}
+	older := slices.DeleteFunc(slices.Clone(gs), func(g Generation) bool {
+		return g.N > keep || g.N == keep && !g.Staging
+	})
+	if len(older) == 0 {
+		return nil // keep itself may be older than another by now, and gone
+	}
+	if err := checkKept(fs, base, gs, keep); err != nil {
+		return err
+	}
+	return remove(fs, base, keep, older)
+}
+
+// remove removes generations, or turns those above keep back into staging.
+func remove(fs vfs.FS, base string, keep uint64, gs []Generation) error {
 	for _, g := range gs {
-		switch {
-		case g.N == keep && !g.Staging || g.N > keep && g.Staging:
-			continue
-		case g.N > keep:
+		var err error
+		if g.N > keep {
 			err = unstage(fs, base, g.N)
-		default:
+		} else {
 			invariant.Point("snapshot.generation.remove")
-			err = fs.RemoveAll(g.Dir)
+			err = errors.Join(fs.RemoveAll(g.Dir), removeIfThere(fs, g.Dir+unsyncedSuffix))
 		}
 		if err != nil {
 			return fmt.Errorf("remove generation %s: %w", g.Dir, err)
 		}
-		changed = true
 	}
-	if !changed {
+	if len(gs) == 0 {
 		return nil
 	}
 	invariant.Point("snapshot.generation.removed")

@@ -88,6 +88,31 @@ func TestRemoveOthers(t *testing.T) {
 	}
 }
 
+// TestRemoveOlder: what lies above is not touched, be it staged, complete or live.
+func TestRemoveOlder(t *testing.T) {
+	for _, c := range []struct {
+		dirs, want []string
+		err        error
+	}{
+		{[]string{"g1", "g1.staging", "g2", "g2.staging", "g3.staging"}, []string{"g2", "g3.staging"}, nil},
+		{[]string{"g1", "g2", "g3"}, []string{"g2", "g3"}, nil},
+		{[]string{"g3", "g4"}, []string{"g3", "g4"}, nil}, // removed since
+		{[]string{"g1", "g3"}, []string{"g1", "g3"}, ErrNoGeneration},
+		{nil, nil, nil},
+	} {
+		fs := vfs.NewCrashableMem()
+		mkdirs(t, fs, "/b")
+		for _, d := range c.dirs {
+			mkdirs(t, fs, "/b/"+d)
+			must(Write(fs, "/b/"+d, sample(), None, blobOf(nil)))
+		}
+		err := RemoveOlder(fs, "/b", 2)
+		if got := names(t, fs, "/b"); !slices.Equal(got, c.want) || !errors.Is(err, c.err) {
+			t.Errorf("%v: left %v, %v", c.dirs, got, err)
+		}
+	}
+}
+
 func TestRemoveOthersUnreadable(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	mkdirs(t, mem, "/b/g1", "/b/g2")

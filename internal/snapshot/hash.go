@@ -150,7 +150,7 @@ func (s *Server) hashFile(p *servedPin, f *pinnedFile, buf []byte, known func([]
 		default:
 		}
 		off, k := mf.Range(i)
-		if err := readFullAt(f.f, buf[:k], off); err != nil {
+		if err := s.read(p, f, buf[:k], off); err != nil {
 			return nil, err
 		}
 		sum := sha256.Sum256(buf[:k])

@@ -152,7 +152,7 @@ func newRig(t testing.TB, files tree, names ...string) *rig {
 	t.Cleanup(func() { noErr(t, g.server.Close()) })
 	g.pin = must(g.server.Pin(testGroup, testReplica, srcDir, sinkNode))
 	g.wire = &wire{servers: map[ident.NodeID]*Server{sourceNode: g.server}}
-	g.opt = FetchOptions{Base: sinkDir, Live: 1, Next: 2, Priority: PriorityVoter}
+	g.opt = FetchOptions{Base: sinkDir, Live: 1, Next: 2, Node: sinkNode, Priority: PriorityVoter}
 	g.newReceiver(ReceiverOptions{})
 	return g
 }

@@ -37,7 +37,7 @@ func (s *Server) ReadPinned(ctx context.Context, id uint64, name string, b []byt
 		if n < 0 {
 			return fmt.Errorf("wait for the rate limit: %w", context.DeadlineExceeded)
 		}
-		if err := readFullAt(f.f, b[:n], off); err != nil {
+		if err := s.read(p, f, b[:n], off); err != nil {
 			return fmt.Errorf("file %s: %w", name, err)
 		}
 		s.credit(p, n)

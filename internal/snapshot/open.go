@@ -45,7 +45,7 @@ func decodeOpenRequest(b []byte) (openRequest, error) {
 	d.version(reqVersion)
 	r := openRequest{group: ident.GroupID(d.u64("group")), index: ident.Index(d.u64("index"))}
 	node := d.u32("node")
-	if d.err == nil && node > math.MaxInt32 {
+	if d.err == nil && (node == 0 || node > math.MaxInt32) { // 0 is this node's own pin, which does not expire
 		d.off -= 4
 		d.fail(fmt.Sprintf("node %d out of range", node))
 	}

@@ -387,6 +387,11 @@ func TestOpenRoundTrip(t *testing.T) {
 	if got := must(decodeOpenedPin(body)); fmt.Sprint(got) != fmt.Sprint(p) {
 		t.Fatalf("%+v", got)
 	}
+	for _, node := range []ident.NodeID{0, -1} { // 0 would be a pin of this node's own, for ever
+		if _, err := decodeOpenRequest(openRequest{group: 1, index: 7, node: node}.encode()); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("node %d: %v", node, err)
+		}
+	}
 	for i := range enc {
 		if _, err := decodeOpenRequest(enc[:i]); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("cut at %d: %v", i, err)

@@ -90,11 +90,12 @@ func (s *Server) Pin(group ident.GroupID, replica ident.ReplicaID, dir string, t
 func (s *Server) pin(group ident.GroupID, replica ident.ReplicaID, dir string, to ident.NodeID, opened bool) (*servedPin, error) {
 	const tries = 8
 	var p *servedPin
+	var at string
 	var err error
 	for range tries {
 		// A file named by the checkpoint just read may be unlinked by the time it
 		// is opened, if a newer checkpoint was published in between: look again.
-		p, err = openPin(s.opt.FS, dir)
+		p, at, err = openPin(s.opt.FS, dir)
 		if err == nil || !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNoCheckpoint) {
 			break
 		}
@@ -103,7 +104,11 @@ func (s *Server) pin(group ident.GroupID, replica ident.ReplicaID, dir string, t
 		err = errors.Join(fmt.Errorf("%w: checkpoint is of group %d", ErrCorrupt, p.Group), p.closeFiles())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pin group %d in %s: %w", group, dir, err)
+		err = fmt.Errorf("pin group %d in %s: %w", group, dir, err)
+		if isSpoilt(err) {
+			s.tellSpoilt(replica, dir, at, err)
+		}
+		return nil, err
 	}
 	p.Replica, p.To, p.opened = replica, to, opened
 	if err := s.admit(p); err != nil {
@@ -115,10 +120,12 @@ func (s *Server) pin(group ident.GroupID, replica ident.ReplicaID, dir string, t
 	return p, nil
 }
 
-func openPin(fs vfs.FS, dir string) (_ *servedPin, err error) {
+// openPin opens a checkpoint and its files. at is the file that err is about.
+func openPin(fs vfs.FS, dir string) (_ *servedPin, at string, err error) {
+	at = CheckpointName
 	ck, err := Open(fs, dir)
 	if err != nil {
-		return nil, err
+		return nil, at, err
 	}
 	p := &servedPin{dir: dir, done: make(chan struct{}), byName: make(map[string]int, 1+len(ck.Files))}
 	add := func(name string, size int64, f vfs.File) {
@@ -133,24 +140,25 @@ func openPin(fs vfs.FS, dir string) (_ *servedPin, err error) {
 		}
 	}()
 	if n := manifestBytes(ck.Files) + manifestBytes([]DataFile{{CheckpointName, ck.FileBytes}}); n > MaxManifestBytes {
-		return nil, fmt.Errorf("manifest: %w: %d bytes", ErrTooLarge, n)
+		return nil, at, fmt.Errorf("manifest: %w: %d bytes", ErrTooLarge, n)
 	}
 	for _, df := range ck.Files {
+		at = df.Name
 		f, err := fs.Open(path.Join(dir, df.Name))
 		if err != nil {
-			return nil, err
+			return nil, at, err
 		}
 		add(df.Name, df.Size, f)
 		st, err := f.Stat()
 		if err != nil {
-			return nil, err
+			return nil, at, err
 		}
 		if st.Size() < df.Size {
-			return nil, fmt.Errorf("%s: %w: %d bytes, its checkpoint says %d", path.Join(dir, df.Name), ErrCorrupt, st.Size(), df.Size)
+			return nil, at, fmt.Errorf("%s: %w: %d bytes, its checkpoint says %d", path.Join(dir, df.Name), ErrCorrupt, st.Size(), df.Size)
 		}
 	}
 	p.Group, p.Point, p.Pin.Files = ck.Group, ck.Point, len(p.files)
-	return p, nil
+	return p, CheckpointName, nil
 }
 
 func (p *servedPin) closeFiles() error {

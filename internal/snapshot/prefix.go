@@ -107,6 +107,7 @@ func (s *Server) prefixReply(ctx context.Context, r prefixRequest) []byte {
 	}
 	b, err := hashPrefixes(make([]byte, 1, 1+n), f.f, off, r.lengths)
 	if err != nil {
+		s.heed(p, f, err)
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
 	s.credit(p, n)

@@ -68,7 +68,7 @@ type FetchOptions struct {
 	Reserve int64
 	// Priority orders the wait for a slot.
 	Priority Priority
-	// Node is this node, for the status of those who serve it.
+	// Node is this node: without it peers give no pins.
 	Node ident.NodeID
 	// More are asked for chunks first, in this order, before the offer's peers and
 	// its sources. They must return soon after their context ends; the caller
@@ -243,6 +243,36 @@ func (r *Receiver) Done(ctx context.Context, offer Offer, src Source) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// KeepPins renews the pins of an offer until stop is called: for who works on what was
+// fetched, while the sources are to keep the log behind it. stop waits for the last call.
+func (r *Receiver) KeepPins(ctx context.Context, offer Offer, src Source) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(renewEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r.renew(ctx, offer, src)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+// renew tells the sources of an offer once that the receiver lives. A pin that is gone is no
+// matter here: the source offers another if the log behind it is gone, too.
+func (r *Receiver) renew(ctx context.Context, offer Offer, src Source) {
+	ctx, cancel := context.WithTimeout(ctx, r.opt.ProgressTimeout)
+	defer cancel()
+	for _, s := range offer.Sources {
+		_, _ = src.Call(ctx, s.Node, MethodRenew, request{pin: s.Pin}.encode())
+	}
 }
 
 // Discard removes what was fetched for a replica and never became live. It

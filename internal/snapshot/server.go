@@ -68,8 +68,10 @@ type Server struct {
 	files  int
 	bytes  int64
 	finder Finder
-	timer  *time.Timer // runs expire at the earliest deadline; nil without pins
-	closed bool
+	// onSpoilt is told of files that cannot be given; nil: nobody is.
+	onSpoilt func(Spoilt)
+	timer    *time.Timer // runs expire at the earliest deadline; nil without pins
+	closed   bool
 }
 
 // NewServer returns a Server; Close it.
@@ -272,7 +274,7 @@ func (s *Server) chunkReply(ctx context.Context, r request) []byte {
 	}
 	b := chunkReplies.Get().(*chunkReplyBuf)[:1+n]
 	b[0] = byte(statusOK)
-	if err := readFullAt(f.f, b[1:], r.offset); err != nil {
+	if err := s.read(p, f, b[1:], r.offset); err != nil {
 		return textReply(statusError, fmt.Sprintf("file %s: %s", r.name, err))
 	}
 	s.credit(p, n)

@@ -330,11 +330,11 @@ func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf
 		t.unreadable(name, err)
 		return c, nil
 	}
-	linkable := st.Size() == mf.Size && !slices.Contains(have, true) && !t.r.isUnsynced(name)
+	linkable := st.Size() == mf.Size && !slices.Contains(have, true)
 	if linkable {
 		if err := f.SyncData(); err != nil {
 			t.unreadable(name, fmt.Errorf("sync: %w", err))
-			t.r.markUnsynced(name)
+			t.r.MarkUnsynced(name)
 			linkable = false
 		}
 	}
@@ -342,7 +342,8 @@ func (t *transfer) hashCandidate(name string, mf *ManifestFile, have []bool, buf
 	if err := t.hashChunks(f, c.size, mf, have, c.match, buf); err != nil {
 		return candidate{}, err
 	}
-	c.whole = linkable && !slices.Contains(c.match, false)
+	// Looked at last: a sync that failed in its owner's hands before the one above is marked by now.
+	c.whole = linkable && !slices.Contains(c.match, false) && !t.r.isUnsynced(name) && !t.r.isUnsynced(path.Dir(name))
 	return c, nil
 }
 
@@ -511,7 +512,7 @@ func (t *transfer) write(sf *stagedFile, chunk int, b []byte) error {
 func (t *transfer) syncFailed(name string, err error) error {
 	rmErr := removeIfThere(t.r.opt.FS, name)
 	if rmErr != nil {
-		t.r.markUnsynced(name)
+		t.r.MarkUnsynced(name)
 	}
 	return errors.Join(fmt.Errorf("sync %s: %w", name, err), rmErr)
 }

@@ -12,15 +12,17 @@ import (
 // A sync that failed proves nothing when it succeeds later: the kernel may take what it could not write
 // for written, and go on to read it from memory. So a file or a staging directory whose sync failed is
 // marked, and never again taken for durable: of a file the bytes whose hash is right are copied into
-// one that is written and synced anew, a staging directory is removed and made anew.
+// one that is written and synced anew, a staging directory is removed and made anew. A generation is marked
+// when its owner could not sync its files, and with it all of them: which it was, the owner does not say.
 //
 // The mark is an empty file beside it. It need not be durable: what it guards against is this kernel's
 // memory, and ends with it. After a power loss the bytes are read from the disk, and hashes judge them. A mark
 // that stays costs a copy.
 const unsyncedSuffix = ".unsynced"
 
-// markUnsynced notes that name's sync failed. What the disk will not take is remembered in memory.
-func (r *Receiver) markUnsynced(name string) {
+// MarkUnsynced notes that the sync of name failed, a file's or a directory's, or that of files in a
+// generation directory. What the disk will not take is remembered in memory.
+func (r *Receiver) MarkUnsynced(name string) {
 	r.mu.Lock()
 	r.unsynced[name] = true
 	r.mu.Unlock()
@@ -57,7 +59,7 @@ func (r *Receiver) clearUnsynced(name string) error {
 func (t *transfer) syncStagingDirs(dirs ...string) error {
 	for _, dir := range dirs {
 		if err := vfs.SyncDir(t.r.opt.FS, dir); err != nil {
-			t.r.markUnsynced(t.staging)
+			t.r.MarkUnsynced(t.staging)
 			return fmt.Errorf("sync directory %s: %w", dir, err)
 		}
 	}

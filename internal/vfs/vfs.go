@@ -56,6 +56,7 @@ func SyncDir(fs FS, dir string) error {
 }
 
 // MkdirAllSync makes dir and its missing parents and syncs each parent that gained an entry.
+// A dir that is there is taken for durable, which it need not be if its maker was killed.
 func MkdirAllSync(fs FS, dir string) error {
 	dir = path.Clean(dir)
 	if _, err := fs.Stat(dir); err == nil {

@@ -54,7 +54,7 @@ type pending struct {
 	key     int16
 	version int16
 	id      int32
-	held    int64 // bytes of Options.Memory
+	held    int64 // bytes of Options.Memory; under c.mu once it is in the queue
 	room    int64 // bytes of Options.Responses
 	work    *work // of Options.Backlog, until it is answered
 	bytes   int64 // about the response's size, once answered
@@ -100,7 +100,7 @@ func (c *Conn) close() {
 	var held, room int64
 	for _, p := range c.queue {
 		if p.answered { // the others give theirs back in reply
-			held += p.held
+			held += p.takeHeld()
 			room += p.room
 		}
 	}
@@ -172,8 +172,9 @@ func (p *pending) answer(resp kmsg.Response) {
 	}
 	p.answered = true
 	if c.dead {
+		held := p.takeHeld()
 		c.mu.Unlock()
-		c.srv.opt.Memory.release(p.held)
+		c.srv.opt.Memory.release(held)
 		c.srv.opt.Responses.release(p.room)
 		return
 	}
@@ -183,6 +184,14 @@ func (p *pending) answer(resp kmsg.Response) {
 		c.writable.Signal()
 	}
 	c.mu.Unlock()
+}
+
+// takeHeld returns the bytes of Options.Memory that the request still holds; the
+// caller gives them back. c.mu is held.
+func (p *pending) takeHeld() int64 {
+	held := p.held
+	p.held = 0
+	return held
 }
 
 // maxWrite is about how much one write collects.
@@ -225,7 +234,7 @@ func (c *Conn) done(batch []*pending) {
 	c.mu.Lock()
 	if !c.dead { // close has settled everything else
 		for _, p := range batch {
-			held += p.held
+			held += p.takeHeld()
 			room += p.room
 			c.waiting -= p.bytes
 		}

@@ -37,8 +37,9 @@
 //   - A body is walked by its layout (layout.go) before kmsg decodes it: what
 //     decoding would allocate is known, and refused when absurd.
 //   - Quota counts the bytes of all requests in flight on the node. Large and
-//     Produce frames wait for room before the rest of them is read. While some wait, who
-//     has room and sends next to nothing for seconds is closed.
+//     Produce frames wait for room before the rest of them is read. JoinGroup and
+//     SyncGroup, which may wait for a rebalance, give theirs back first (GiveBack). While some
+//     wait, who has room and sends next to nothing for seconds is closed.
 //   - Responses counts the bytes of records between being read and being written. A
 //     fetch gets a share of what is left, and waits when nothing is; peers that take
 //     no byte for seconds are closed then, to make room (room.go).

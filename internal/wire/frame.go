@@ -59,6 +59,19 @@ func (r *Request) Release() {
 	r.buf = nil
 }
 
+// GiveBack gives the request's bytes of Options.Memory back before the response is
+// written. It is optional, for a handler that answers much later and keeps nothing
+// of the body: its large request would else keep others from being read.
+func (r *Request) GiveBack() {
+	if r.p != nil {
+		c := r.p.c
+		c.mu.Lock()
+		held := r.p.takeHeld()
+		c.mu.Unlock()
+		c.srv.opt.Memory.release(held)
+	}
+}
+
 // readFrame reads the next frame. Bodies alias its buffer, which is its own until
 // the request is released, and for ever if it is not.
 func (c *Conn) readFrame() (f frame, err error) {

@@ -59,3 +59,50 @@ func TestReleasedFramesAreReused(t *testing.T) {
 		t.Error("nothing was kept")
 	}
 }
+
+// The bytes of a request are given back once, whether its handler does so before the
+// response, after it, or on a connection that is gone.
+func TestRequestsAreGivenBackOnce(t *testing.T) {
+	q := NewQuota(1 << 30)
+	served := make(chan int64)
+	r := start(t, Options{Memory: q}, func(_ context.Context, req *Request, reply func(kmsg.Response)) {
+		switch req.CorrelationID {
+		case 1:
+			req.GiveBack()
+			served <- q.Used()
+			reply(req.Body.ResponseKind())
+		case 2:
+			reply(req.Body.ResponseKind())
+			req.GiveBack()
+			req.GiveBack()
+		case 3:
+			req.Conn.Close()
+			req.GiveBack()
+			reply(req.Body.ResponseKind())
+		case 4:
+			reply(req.Body.ResponseKind())
+			req.Conn.Close()
+			req.GiveBack()
+		}
+	})
+	for id := range int32(4) {
+		c := r.dial()
+		c.send(id+1, produceOf(1))
+		if id == 0 {
+			if used := <-served; used != 0 {
+				t.Errorf("%d bytes held by a request that was given back", used)
+			}
+		}
+		if id < 2 {
+			c.recv()
+		} else {
+			c.expectClosed()
+		}
+	}
+	if err := r.srv.Close(t.Context()); err != nil { // everything has ended
+		t.Fatal(err)
+	}
+	if q.Used() != 0 {
+		t.Errorf("%d bytes held", q.Used())
+	}
+}

@@ -80,7 +80,7 @@ var (
 	descTransferTries = desc("chronik_snapshot_transfer_attempts", "Most attempts of a transfer under way with a peer.", "direction", "peer")
 	descConnections   = desc("chronik_wire_connections", "Open Kafka connections.")
 	descConnsRefused  = desc("chronik_wire_connections_refused_total", "Kafka connections beyond kafka.max_connections.")
-	descConnsStalled  = desc("chronik_wire_connections_stalled_total", "Kafka connections closed because they took no response while there was no room for others'.")
+	descConnsStalled  = desc("chronik_wire_connections_stalled_total", "Kafka connections closed because they took no response, or did not go on with a request, while others waited for the memory.")
 	descRequests      = desc("chronik_wire_requests_total", "Kafka requests received.")
 	descConsumerLag   = desc("chronik_group_consumer_lag_records", "Records a group has not committed, told by its coordinator.", "group", "topic", "partition")
 	descPeerConnected = desc("chronik_transport_peer_up", "1 while a peer is connected.", "peer")

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/raftgroup"
 )
 
 // List returns this shard's groups in any of the given states and types (nil:
@@ -145,9 +147,15 @@ func (c *Coordinator) DeleteOffsets(_ context.Context, req *kmsg.OffsetDeleteReq
 			c.later(func() { reply(resp) })
 			return
 		}
-		n := 0
+		n, size := 0, 0
 		for i := range req.Topics {
 			n += len(req.Topics[i].Partitions)
+			size += len(req.Topics[i].Partitions) * (len(req.Group) + len(req.Topics[i].Topic) + maxDeleted)
+		}
+		if size > raftgroup.MaxEntry { // each offset names its group and topic again
+			resp.ErrorCode = errCommitTooLarge
+			c.later(func() { reply(resp) })
+			return
 		}
 		ds := make([]deleted, 0, n)
 		resp.Topics = make([]kmsg.OffsetDeleteResponseTopic, 0, len(req.Topics))

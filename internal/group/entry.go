@@ -186,6 +186,9 @@ func encodeDeleteGroup(nowMs int64, group string, ifBare bool) []byte {
 	return append(b, 0)
 }
 
+// maxDeleted bounds what a deleted takes in an entry beside its names: their lengths and two numbers.
+const maxDeleted = 2*binary.MaxVarintLen16 + binary.MaxVarintLen32 + binary.MaxVarintLen64
+
 func encodeDeleteOffsets(nowMs int64, ds []deleted) []byte {
 	b := binary.AppendUvarint(entryHead(kindDeleteOffsets, nowMs), uint64(len(ds)))
 	for i := range ds {

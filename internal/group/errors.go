@@ -36,7 +36,8 @@ var (
 var errKept = errors.New("group: not deleted, it is not empty")
 
 // codeOf maps what became of a proposal to Kafka's code. Clients repeat all of
-// these; with ErrTimeout and ErrLeadershipLost the entry may still be applied.
+// these but the last; with ErrTimeout and ErrLeadershipLost the entry may still be applied. A group that is
+// too large for an entry gets the last, as from Kafka where it is too large for a batch.
 func codeOf(err error) int16 {
 	switch {
 	case errors.Is(err, raftgroup.ErrNotLeader), errors.Is(err, raftgroup.ErrLeadershipLost),

@@ -91,6 +91,10 @@ func (s *shard) elect(i int) *Coordinator {
 
 // Propose implements Replica.
 func (n *node) Propose(data []byte, _ raftgroup.ProposeOptions, w raftgroup.Waiter) {
+	if len(data) > raftgroup.MaxEntry {
+		w.Applied(0, 0, nil, raftgroup.ErrTooLarge)
+		return
+	}
 	s := n.s
 	s.mu.Lock()
 	defer s.mu.Unlock()

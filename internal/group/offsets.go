@@ -7,6 +7,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/ident"
+	"chronik/internal/raftgroup"
 )
 
 // maxCommit bounds the offsets of one request.
@@ -26,7 +27,12 @@ func (c *Coordinator) Commit(_ context.Context, req *kmsg.OffsetCommitRequest, r
 			c.later(func() { answer(code) })
 			return
 		}
-		c.propose(encodeCommit(nowMs(), req.Group, accepted), answer)
+		data := encodeCommit(nowMs(), req.Group, accepted)
+		if len(data) > raftgroup.MaxEntry {
+			c.later(func() { answer(errCommitTooLarge) })
+			return
+		}
+		c.propose(data, answer)
 	})
 }
 

@@ -4,8 +4,11 @@ import (
 	"time"
 )
 
-// sweepBatch is how many offsets one entry deletes.
-const sweepBatch = 1000
+// sweepBatch is how many offsets one entry deletes, sweepBytes about what their names take at most.
+const (
+	sweepBatch = 1000
+	sweepBytes = 1 << 20
+)
 
 // verdict says of an offset whether to delete it. It may be called without a lock.
 // live are the groups that have members now.
@@ -90,9 +93,10 @@ func (c *Coordinator) startSweep(v verdict) {
 
 func (c *Coordinator) runSweep(sw sweep, live map[string]bool) {
 	var ds []deleted
-	total := 0
+	total, size := 0, 0
 	flush := func() {
 		total += len(ds)
+		size = 0
 		c.locked(func() {
 			if c.phase == phaseReady {
 				c.propose(encodeDeleteOffsets(nowMs(), ds), func(int16) {})
@@ -102,7 +106,8 @@ func (c *Coordinator) runSweep(sw sweep, live map[string]bool) {
 	}
 	sw.st.offsets.Scan(func(key string, o *Offset) bool {
 		if k := decodeKey(key); sw.judged(sw.st, live, k, o) {
-			if ds = append(ds, deleted{k, o.CommitMs}); len(ds) == sweepBatch {
+			size += len(key)
+			if ds = append(ds, deleted{k, o.CommitMs}); len(ds) == sweepBatch || size > sweepBytes {
 				flush()
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"chronik/internal/metadata"
+	"chronik/internal/partition"
 )
 
 // configDef is one setting of a topic by Kafka's name.
@@ -58,8 +59,8 @@ var topicConfigs = []configDef{
 		doc: "How long a record may stay uncompacted at most.",
 	},
 	{
-		name: "max.message.bytes", typ: kmsg.ConfigTypeInt, value: "1048588", check: intIn(0, math.MaxInt32), broker: "message.max.bytes",
-		doc: "The largest batch that is accepted, in bytes, as the producer compressed it.",
+		name: "max.message.bytes", typ: kmsg.ConfigTypeInt, value: "1048588", check: intIn(0, partition.MaxBatch), broker: "message.max.bytes",
+		doc: "The largest batch that is accepted, in bytes, as the producer compressed it. At most " + strconv.Itoa(partition.MaxBatch) + ".",
 	},
 	{
 		name: "message.timestamp.after.max.ms", typ: kmsg.ConfigTypeLong, value: "3600000", check: longFrom(0),
@@ -220,17 +221,28 @@ func (h *Handler) nodeValue(name string) (string, bool) {
 		}
 	case "max.message.bytes":
 		if c.MaxMessageBytes > 0 {
-			return strconv.Itoa(int(c.MaxMessageBytes)), true
+			return clamped(name, strconv.Itoa(int(c.MaxMessageBytes))), true
 		}
 	}
 	return "", false
+}
+
+// clamped is what a stored value means. An older release took batches that are larger than any replica takes.
+func clamped(name, value string) string {
+	if name != "max.message.bytes" {
+		return value
+	}
+	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n <= partition.MaxBatch {
+		return value
+	}
+	return strconv.Itoa(partition.MaxBatch)
 }
 
 // effective lists where a topic's setting may come from, the one that holds first.
 func (h *Handler) effective(configs map[string]string, d *configDef) []configValue {
 	values := make([]configValue, 0, 3)
 	if v, ok := configs[d.name]; ok {
-		values = append(values, configValue{v, kmsg.ConfigSourceDynamicTopicConfig})
+		values = append(values, configValue{clamped(d.name, v), kmsg.ConfigSourceDynamicTopicConfig})
 	}
 	if v, ok := h.nodeValue(d.name); ok {
 		values = append(values, configValue{v, kmsg.ConfigSourceStaticBrokerConfig})
@@ -258,6 +270,7 @@ func (h *Handler) topicSettings(t *metadata.Topic) topicSettings {
 		var set bool
 		if len(t.Configs) > 0 {
 			text, set = t.Configs[name]
+			text = clamped(name, text)
 		}
 		if !set {
 			text, set = h.nodeValue(name)

@@ -1,12 +1,17 @@
 package kafka
 
 import (
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"chronik/internal/metadata"
+	"chronik/internal/partition"
 )
 
 func TestConfigTable(t *testing.T) {
@@ -34,7 +39,8 @@ func TestConfigValues(t *testing.T) {
 		{"retention.ms", "9223372036854775807", true},
 		{"retention.ms", "9223372036854775808", false},
 		{"min.insync.replicas", "0", false},
-		{"max.message.bytes", "2147483648", false},
+		{"max.message.bytes", strconv.Itoa(partition.MaxBatch), true},
+		{"max.message.bytes", strconv.Itoa(partition.MaxBatch + 1), false},
 		{"min.cleanable.dirty.ratio", "0.25", true},
 		{"min.cleanable.dirty.ratio", "NaN", false},
 		{"min.cleanable.dirty.ratio", "1.5", false},
@@ -45,6 +51,24 @@ func TestConfigValues(t *testing.T) {
 		if err := checkConfig(tc.name, tc.value); (err == nil) != tc.ok {
 			t.Errorf("%s=%q: %v", tc.name, tc.value, err)
 		}
+	}
+}
+
+// TestStoredMessageBytesAreClamped: a bound above what replicas take, stored by an older release or said by the node,
+// stands for that.
+func TestStoredMessageBytesAreClamped(t *testing.T) {
+	h, f := newHandler(t)
+	f.topic("orders", 1, map[string]string{"max.message.bytes": "104857600"})
+	topic := f.Image().Topic("orders")
+	if n := h.topicSettings(topic).maxMessageBytes; n != partition.MaxBatch {
+		t.Errorf("a topic's: %d", n)
+	}
+	if v := h.effective(topic.Configs, topicConfig("max.message.bytes"))[0].value; v != strconv.Itoa(partition.MaxBatch) {
+		t.Errorf("shown as %s", v)
+	}
+	h.config.MaxMessageBytes = math.MaxInt32
+	if n := h.topicSettings(&metadata.Topic{}).maxMessageBytes; n != partition.MaxBatch {
+		t.Errorf("the node's: %d", n)
 	}
 }
 

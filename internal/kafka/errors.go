@@ -46,6 +46,7 @@ var errorTable = []struct {
 	{raftgroup.ErrStopped, kerr.NotLeaderForPartition},
 	{raftgroup.ErrUnknownGroup, kerr.NotLeaderForPartition},
 	{raftgroup.ErrBusy, kerr.NotEnoughReplicas},
+	{raftgroup.ErrTooLarge, kerr.MessageTooLarge},
 	{raftgroup.ErrTimeout, kerr.RequestTimedOut},
 	{raftgroup.ErrNotEnoughReplicasAfterAppend, kerr.NotEnoughReplicasAfterAppend},
 	{raftgroup.ErrQuarantined, kerr.KafkaStorageError},

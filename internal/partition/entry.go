@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"chronik/internal/raftgroup"
 	"chronik/internal/segment"
 )
 
@@ -22,6 +23,9 @@ const (
 
 // entryHeader is the kind and the leader's wall clock in front of each payload.
 const entryHeader = 1 + 8
+
+// MaxBatch bounds a batch: with the header it is an entry that every replica takes.
+const MaxBatch = raftgroup.MaxEntry - entryHeader
 
 // encodeEntry returns an entry's data: the copy of a batch between the client's
 // bytes and raft's. It lies in a buffer that releaseEntry takes back.

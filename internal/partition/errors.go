@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"chronik/internal/raftgroup"
+	"chronik/internal/record"
 	"chronik/internal/segment"
 )
 
@@ -47,6 +48,7 @@ var groupErrors = []struct{ is, as error }{
 	{raftgroup.ErrNotLeader, ErrNotLeader},
 	{raftgroup.ErrLeadershipLost, ErrLeadershipLost},
 	{raftgroup.ErrBusy, ErrBusy},
+	{raftgroup.ErrTooLarge, record.ErrTooLarge},
 	{raftgroup.ErrTimeout, ErrTimeout},
 	{raftgroup.ErrNotEnoughReplicasAfterAppend, ErrNotEnoughReplicasAfterAppend},
 	{raftgroup.ErrQuarantined, ErrStorage},

@@ -97,8 +97,8 @@ func (w *appendWaiter) Applied(_ ident.Index, _ ident.Term, res raftgroup.Result
 // (ErrLeadershipLost), ErrBusy, ErrTimeout, ErrNotEnoughReplicas,
 // ErrNotEnoughReplicasAfterAppend, ErrDuplicateSequence (with the offset),
 // ErrOutOfOrderSequence, ErrInvalidProducerEpoch, ErrStorage, and record's
-// ErrCorrupt for bytes that have not the length of one batch. The checksum is not
-// looked at again: apply does, on every replica.
+// ErrCorrupt for bytes that have not the length of one batch and ErrTooLarge above MaxBatch. The
+// checksum is not looked at again: apply does, on every replica.
 func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResult)) {
 	w := &appendWaiter{p: p, time: -1, done: done}
 	fail := func(err error) {
@@ -111,6 +111,9 @@ func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResu
 		return
 	case h.Size() != len(batch):
 		fail(fmt.Errorf("%w: batch of %d bytes in %d", record.ErrCorrupt, h.Size(), len(batch)))
+		return
+	case len(batch) > MaxBatch:
+		fail(fmt.Errorf("%w: %d bytes, at most %d are possible", record.ErrTooLarge, len(batch), MaxBatch))
 		return
 	}
 	if ok, _ := p.Leader(); !ok {

@@ -505,3 +505,18 @@ func TestInstallUnderReads(t *testing.T) {
 		t.Fatal(p.HighWatermark())
 	}
 }
+
+// TestBatchTooLargeIsNotProposed: a batch whose entry no replica takes is refused before it is proposed.
+func TestBatchTooLargeIsNotProposed(t *testing.T) {
+	p, r := newPartition(t)
+	var b record.Builder
+	b.Append(record.Record{Timestamp: 1, Value: make([]byte, MaxBatch)})
+	batch, err := b.Build()
+	must(t, err)
+	if got := appendTo(t, p, batch, AppendOptions{Acks: -1}); !errors.Is(got.Err, record.ErrTooLarge) || got.BaseOffset != -1 {
+		t.Errorf("%d bytes: offset %d, %v", len(batch), got.BaseOffset, got.Err)
+	}
+	if r.index != 0 {
+		t.Error("it was proposed")
+	}
+}

@@ -100,11 +100,23 @@ type RoleWatcher interface {
 	RoleChanged(leader ident.NodeID, term ident.Term, leading bool)
 }
 
+// MaxEntry bounds an entry's data. An entry is never divided, so one that a leader took and no
+// frame carries would stand in its group's way for good. A frame holds at most frameBytes and then one message, which
+// is maxSizePerMsg or a single entry: frameBytes + maxSizePerMsg + MaxEntry + frameSlack <= transport.MaxFrame.
+// What one append brings to the raftlog is less than maxInboxBytes or maxUncommitted, or a single entry: a quarter of
+// the largest record there.
+const MaxEntry = 48 << 20
+
+// frameSlack is ample for the heads of a frame's items and entries.
+const frameSlack = 8 << 20
+
+const _ = uint(transport.MaxFrame - (frameBytes + maxSizePerMsg + MaxEntry + frameSlack)) // not negative
+
 // Waiter is told what became of a proposal, exactly once, on an apply goroutine
 // or a raft worker: it must not block. On error nothing is known about the
-// entry, except with ErrNotLeader or ErrBusy, which say that it was never
-// appended. On a replica that is stopped, quarantined or over its bound of queued
-// bytes it is called before Propose returns.
+// entry, except with ErrNotLeader, ErrBusy or ErrTooLarge, which say that it was never
+// appended. For data that is too large, and on a replica that is stopped, quarantined or over its bound of
+// queued bytes it is called before Propose returns.
 type Waiter interface {
 	Applied(index ident.Index, term ident.Term, res Result, err error)
 }
@@ -276,6 +288,9 @@ type Options struct {
 	Workers int
 	// MaxInflightBytes bounds the entries sent to a follower and not acknowledged [64 MiB].
 	MaxInflightBytes int64
+	// MaxUnstoredBytes bounds, about, the entries of all groups that were taken from leaders and are not on disk yet:
+	// beyond it they are dropped as on a crowded disk. A disk that hangs would otherwise cost memory for each group [256 MiB].
+	MaxUnstoredBytes int64
 	Policy           Policy
 	// Compression of checkpoint blobs. The zero value is none.
 	Compression snapshot.Codec

@@ -71,7 +71,7 @@ func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
 			return // who hands over gives up after an election timeout, and leads on
 		}
 	case pb.MsgApp:
-		if !isSmall(m.GetEntries()) && r.crowded(false) {
+		if !isSmall(m.GetEntries()) && (r.h.unstored.Load() > r.h.opt.MaxUnstoredBytes || r.crowded(false)) {
 			r.dropped.Add(1)
 			return
 		}

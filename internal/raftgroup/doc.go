@@ -65,7 +65,8 @@
 // an unreadable file or a failed sync of a group's own files halts it: it has no state any more, and
 // its log goes on (halt in damage.go). A file that others cannot be given has the replica stand back, a
 // checkpoint is written anew (spoilt in damage.go). A write on a full disk makes apply wait
-// (rule 31). A failure of the raftlog ends the node: Events.Fatal. A broken
+// (rule 31); a hanging one makes the node take no more entries from leaders than it has memory for
+// (Options.MaxUnstoredBytes). A failure of the raftlog ends the node: Events.Fatal. A broken
 // invariant panics.
 //
 // # Not here

@@ -2,15 +2,17 @@ package raftgroup
 
 import "errors"
 
-// Errors a Waiter, ReadIndex or a Host method gets. ErrNotLeader and ErrBusy
-// mean that the proposal was never appended; after any other error its entry
-// may still be applied.
+// Errors a Waiter, ReadIndex or a Host method gets. ErrNotLeader, ErrBusy and
+// ErrTooLarge mean that the proposal was never appended; after any other error its
+// entry may still be applied.
 var (
 	// ErrNotLeader: this replica does not lead, or has not yet applied its own
 	// term's empty entry (correctness rule 25).
 	ErrNotLeader = errors.New("not the leader")
 	// ErrBusy: too many bytes wait to be committed, or leadership is being handed over.
 	ErrBusy = errors.New("too much in flight")
+	// ErrTooLarge: the proposal is larger than MaxEntry; no replica will ever take it.
+	ErrTooLarge = errors.New("entry too large")
 	// ErrLeadershipLost: leadership ended after the proposal was appended.
 	ErrLeadershipLost = errors.New("leadership lost, the outcome is unknown")
 	// ErrTimeout: the deadline passed before the entry was applied.

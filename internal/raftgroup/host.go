@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"chronik/internal/ident"
@@ -33,6 +34,9 @@ type Host struct {
 	timers *timers
 	choose Chooser
 	timing timings
+	// unstored is the bytes of entries that leaders sent and that are on their way to the disk. Raft workers
+	// add to it, the raftlog takes away.
+	unstored atomic.Int64
 	// contacts and ticking: which peers are in contact, and which replicas do not rest.
 	contacts *contacts
 	ticking  ticking
@@ -113,6 +117,9 @@ func (o *Options) complete() error {
 	}
 	if o.MaxInflightBytes <= 0 {
 		o.MaxInflightBytes = 64 << 20
+	}
+	if o.MaxUnstoredBytes <= 0 {
+		o.MaxUnstoredBytes = 256 << 20
 	}
 	o.MaxInflightBytes = max(o.MaxInflightBytes, maxSizePerMsg) // raft refuses less
 	o.Policy.complete()

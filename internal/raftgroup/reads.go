@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -24,7 +25,8 @@ type reads struct {
 	waiting  []readRequest
 	inflight []readRequest
 	applying []readRequest
-	// seq is the context of the request in flight.
+	// seq is the context of the request in flight, from a random number on: what a leader answers to the process that was
+	// here before, or asks for another follower, must not look like this one's (correctness rule 26).
 	seq uint64
 	// since is when it was sent; raft may drop it silently, so it is given up
 	// after an election timeout and what waits is asked anew.
@@ -74,6 +76,9 @@ func (r *Replica) askRead() {
 		return
 	}
 	q.inflight, q.waiting = q.waiting, nil
+	if q.seq == 0 {
+		q.seq = rand.Uint64()
+	}
 	q.seq++
 	q.since = time.Now()
 	r.rs.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, q.seq))

@@ -267,17 +267,22 @@ func (r *Replica) storageAppend(m *pb.Message) {
 		rs.last = inst.index
 		rs.st.installed(inst.index, inst.term)
 	}
+	var sent int64 // bytes of entries that a leader sent
 	if es := m.GetEntries(); len(es) > 0 {
 		a.Entries = toLog(es)
 		rs.last = a.Entries[len(es)-1].Index
 		if rs.role == raft.StateLeader {
 			a.Own = true // raft has copied what was proposed
 			r.ownEntries(es)
+		} else {
+			sent = dataBytes(es)
+			r.h.unstored.Add(sent)
 		}
 	}
 	responses := m.GetResponses()
 	hs := rs.hs
 	a.Done = func(err error) {
+		r.h.unstored.Add(-sent)
 		switch {
 		case err == nil && (len(responses) > 0 || inst != nil):
 			r.postLocal(localEvent{durable: &hs, install: inst, responses: responses})
@@ -289,6 +294,13 @@ func (r *Replica) storageAppend(m *pb.Message) {
 	}
 	invariant.Point("raftgroup.append.submit")
 	r.h.opt.Log.Append(a)
+}
+
+func dataBytes(es []*pb.Entry) (n int64) {
+	for _, e := range es {
+		n += int64(len(e.GetData()))
+	}
+	return n
 }
 
 // ownEntries looks at what this leader appends: the first entry of its term

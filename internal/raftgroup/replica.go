@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path"
 	"strconv"
@@ -196,9 +197,13 @@ func (r *Replica) Alive() int {
 }
 
 // Propose appends data as one entry, if this replica leads and serves. It must not
-// be empty, nor modified before opt.Release says so. w is told the outcome.
+// be empty nor larger than MaxEntry, nor modified before opt.Release says so. w is told the outcome.
 func (r *Replica) Propose(data []byte, opt ProposeOptions, w Waiter) {
 	invariant.Check(len(data) > 0, "group %d: empty proposal", r.spec.Group)
+	if len(data) > MaxEntry {
+		w.Applied(0, 0, nil, fmt.Errorf("%w: %d bytes, at most %d are possible", ErrTooLarge, len(data), MaxEntry))
+		return
+	}
 	r.propose(proposal{data: data, opt: opt, w: w})
 }
 

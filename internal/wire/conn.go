@@ -27,9 +27,12 @@ type Conn struct {
 	cancel context.CancelFunc
 	br     *bufio.Reader
 
-	// writing is when the peer had taken the last writePiece of what is being written, at
+	// writing is when the peer had taken the last stallPiece of what is being written, at
 	// first when that was begun, Unix nanoseconds; 0: nothing is being written.
 	writing atomic.Int64
+	// reading is when the peer had brought the last stallPiece of a frame that holds request
+	// memory, at first when it got that; 0: no such frame is being read.
+	reading atomic.Int64
 
 	mu sync.Mutex
 	// readable wakes the reader: there may be room. writable wakes the writer:
@@ -298,7 +301,7 @@ func (c *Conn) write(g *gather) error {
 			left -= n
 			c.srv.bytesOut.Add(uint64(n))
 			moved = now
-			if taken += n; taken >= writePiece {
+			if taken += n; taken >= stallPiece {
 				taken = 0
 				c.writing.Store(now.UnixNano())
 			}

@@ -38,14 +38,15 @@
 //     decoding would allocate is known, and refused when absurd.
 //   - Quota counts the bytes of all requests in flight on the node. Large and
 //     Produce frames wait for room before the rest of them is read. JoinGroup and
-//     SyncGroup, which may wait for a rebalance, give theirs back first (GiveBack).
+//     SyncGroup, which may wait for a rebalance, give theirs back first (GiveBack). While some
+//     wait, who has room and sends next to nothing for seconds is closed.
 //   - Responses counts the bytes of records between being read and being written. A
 //     fetch gets a share of what is left, and waits when nothing is; peers that take
 //     no byte for seconds are closed then, to make room (room.go).
 //   - Backlog lets in as many Produce requests as the node answers in half a second.
 //     The others wait on their connections (backlog.go).
 //   - The reader stops at MaxInflight requests, and while more than
-//     MaxPendingBytes of responses wait for a slow peer.
+//     MaxPendingBytes of responses, about (size.go), wait for a slow peer.
 //
 // # Hostile input
 //

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -108,32 +109,50 @@ func (c *Conn) readFrame() (f frame, err error) {
 	// Only what is large waits for memory. Small requests pass, because they are
 	// what gives memory back: fetches, heartbeats, the joins others wait for.
 	if f.key == keyProduce || f.size > growthStep {
-		if !c.srv.opt.Memory.acquire(int64(f.size), c.ctx.Done()) {
+		if !c.srv.opt.Memory.acquireNudging(int64(f.size), c.ctx.Done(), func() { c.srv.shedSenders(time.Now()) }) {
 			return f, net.ErrClosed
 		}
 	} else {
 		c.srv.opt.Memory.add(int64(f.size))
 	}
 	f.held = int64(f.size)
-	for len(buf) < f.size-minFrame {
-		n := len(buf)
-		grown := buf[:min(f.size-minFrame, cap(buf))]
-		if len(grown) == n {
-			// Double what has arrived: a lying length costs what was sent.
-			grown = make([]byte, min(f.size-minFrame, 2*n))
-			copy(grown, buf)
-		}
-		if err := c.readFull(grown[n:]); err != nil {
-			c.srv.opt.Memory.release(f.held)
-			return f, err
-		}
-		buf = grown
+	if buf, err = c.readRest(buf, f.size-minFrame); err != nil {
+		c.srv.opt.Memory.release(f.held)
+		return f, err
 	}
 	c.srv.bytesIn.Add(uint64(f.size) + 4)
 	if f.rest = buf; f.buf != nil {
 		*f.buf = buf
 	}
 	return f, nil
+}
+
+// readRest reads a frame on until there are size bytes. The peer must bring a piece of it now and
+// then while others wait for the memory that the frame holds.
+func (c *Conn) readRest(buf []byte, size int) ([]byte, error) {
+	if len(buf) == size {
+		return buf, nil
+	}
+	defer c.reading.Store(0)
+	c.reading.Store(time.Now().UnixNano())
+	piece := len(buf) // where the piece that is being brought begins
+	for len(buf) < size {
+		if len(buf) == cap(buf) {
+			// Double what has arrived: a lying length costs what was sent.
+			grown := make([]byte, len(buf), min(size, 2*len(buf)))
+			copy(grown, buf)
+			buf = grown
+		}
+		n, err := c.readSome(buf[len(buf):min(size, cap(buf))])
+		if buf = buf[:len(buf)+n]; err != nil && len(buf) < size {
+			return nil, err
+		}
+		if len(buf)-piece >= stallPiece {
+			piece = len(buf)
+			c.reading.Store(time.Now().UnixNano())
+		}
+	}
+	return buf, nil
 }
 
 // readIdle reads a frame's length. A connection may be silent as long as a
@@ -158,16 +177,21 @@ func (c *Conn) readIdle(b []byte) error {
 // readFull fills b; every piece has the idle timeout.
 func (c *Conn) readFull(b []byte) error {
 	for len(b) > 0 {
-		if err := c.setReadDeadline(); err != nil {
-			return err
-		}
-		n, err := c.br.Read(b)
+		n, err := c.readSome(b)
 		b = b[n:]
 		if err != nil && len(b) > 0 {
 			return err
 		}
 	}
 	return nil
+}
+
+// readSome reads what is there, at least a byte.
+func (c *Conn) readSome(b []byte) (int, error) {
+	if err := c.setReadDeadline(); err != nil {
+		return 0, err
+	}
+	return c.br.Read(b)
 }
 
 // checkVersion refuses keys and versions that are not served, before the body
@@ -273,21 +297,6 @@ func parseHeader(b []byte, flexible bool, req *Request) (body []byte, ok bool) {
 		return nil, false
 	}
 	return b[w.at:], true
-}
-
-// sizeHint is about the encoded size of a response: exact enough for those
-// that carry records, a guess for the others.
-func sizeHint(resp kmsg.Response) int {
-	n := 512
-	if f, ok := resp.(*kmsg.FetchResponse); ok {
-		for i := range f.Topics {
-			n += 64 + len(f.Topics[i].Topic)
-			for j := range f.Topics[i].Partitions {
-				n += 64 + len(f.Topics[i].Partitions[j].RecordBatches)
-			}
-		}
-	}
-	return n
 }
 
 const (

@@ -8,15 +8,15 @@ const (
 	// shareOfRoom: a response takes at most this part of what is free, so that one
 	// that nobody reads leaves room for others.
 	shareOfRoom = 8
-	// stallTimeout is how long a peer may take no byte of its response while the
+	// stallTimeout is how long a peer may take or bring less than stallPiece while the
 	// node is short of room. shedEvery is how often that is looked at.
 	stallTimeout = 5 * time.Second
+	stallPiece   = 64 << 10
 	shedEvery    = time.Second
-	// writePiece is what a peer must take within stallTimeout then. It is looked at every
-	// writeTurn while the peer takes less than it is given, writeMost in one call.
-	writePiece = 64 << 10
-	writeTurn  = time.Second
-	writeMost  = 256 << 10
+	// What a peer has taken is looked at every writeTurn while it takes less than it is given,
+	// writeMost in one call.
+	writeTurn = time.Second
+	writeMost = 256 << 10
 )
 
 // Room asks for room for about want bytes of records in the response, and returns how many
@@ -86,15 +86,29 @@ func (q *Quota) share(want int64) (n int64, short bool) {
 // shed closes the connections whose peers take nothing, now that the node is short of
 // room for responses. They hold what others need, and have not moved for stallTimeout.
 func (s *Server) shed(now time.Time) {
+	s.closeStalled(now, &s.lastShed, func(c *Conn) int64 { return c.writing.Load() }, "closed connections that take no response",
+		"no room for other responses", s.opt.Responses)
+}
+
+// shedSenders closes those that are within a frame and bring nothing, now that others wait for
+// request memory. They hold as much of it as their frames will have.
+func (s *Server) shedSenders(now time.Time) {
+	s.closeStalled(now, &s.lastShedSenders, func(c *Conn) int64 { return c.reading.Load() }, "closed connections that do not send their request",
+		"no memory for other requests", s.opt.Memory)
+}
+
+// closeStalled closes the connections that have not moved since stallTimeout, by what since says of each (0: it
+// need not move). It looks at them once every shedEvery.
+func (s *Server) closeStalled(now time.Time, last *time.Time, since func(*Conn) int64, what, reason string, q *Quota) {
 	s.mu.Lock()
-	if now.Sub(s.lastShed) < shedEvery {
+	if now.Sub(*last) < shedEvery {
 		s.mu.Unlock()
 		return
 	}
-	s.lastShed = now
+	*last = now
 	var stalled []*Conn
 	for c := range s.conns {
-		if began := c.writing.Load(); began != 0 && now.UnixNano()-began > int64(stallTimeout) {
+		if began := since(c); began != 0 && now.UnixNano()-began > int64(stallTimeout) {
 			stalled = append(stalled, c)
 		}
 	}
@@ -104,8 +118,7 @@ func (s *Server) shed(now time.Time) {
 	}
 	// Before they can see it: who finds a closed connection finds the reason.
 	s.stalledConnsGone.Add(uint64(len(stalled)))
-	s.log.Warn("closed connections that take no response", "reason", "no room for other responses", "connections", len(stalled),
-		"peer", stalled[0].remote, "limit", s.opt.Responses.limit)
+	s.log.Warn(what, "reason", reason, "connections", len(stalled), "peer", stalled[0].remote, "limit", q.limit)
 	for _, c := range stalled {
 		c.close()
 	}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -36,8 +37,7 @@ func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 // fetches serves fetches of size bytes each, in a bubble, until done is called.
 func fetches(t *testing.T, room *Quota, size int) (dial func() net.Conn, srv *Server, done func()) {
 	t.Helper()
-	p := &pipes{conns: make(chan net.Conn), gone: make(chan struct{})}
-	srv = NewServer(Options{Responses: room, Logger: slog.New(slog.DiscardHandler), Handler: &testHandler{
+	return piped(t, Options{Responses: room, Handler: &testHandler{
 		func(_ context.Context, req *Request, reply func(kmsg.Response)) {
 			resp := req.Body.ResponseKind().(*kmsg.FetchResponse)
 			ft, fp := kmsg.NewFetchResponseTopic(), kmsg.NewFetchResponseTopicPartition()
@@ -48,6 +48,14 @@ func fetches(t *testing.T, room *Quota, size int) (dial func() net.Conn, srv *Se
 			reply(resp)
 		},
 	}})
+}
+
+// piped serves on pipes, in a bubble, until done is called.
+func piped(t *testing.T, opt Options) (dial func() net.Conn, srv *Server, done func()) {
+	t.Helper()
+	p := &pipes{conns: make(chan net.Conn), gone: make(chan struct{})}
+	opt.Logger = slog.New(slog.DiscardHandler)
+	srv = NewServer(opt)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(p) }()
 	var all []net.Conn
@@ -221,5 +229,77 @@ func TestSettle(t *testing.T) {
 	}
 	if r.Settle(0, 500); room.Used() != 1<<20+410 || r.p.room != 510 {
 		t.Fatal(room.Used(), r.p.room)
+	}
+}
+
+// TestSlowSendersHoldUpNobody: while others wait for request memory, who is within a large frame and brings less
+// than a piece within the stall timeout is given up, and nobody who brings more; without need, nobody.
+func TestSlowSendersHoldUpNobody(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		memory int64
+		every  time.Duration // 4 KiB are sent
+		closed bool
+	}{
+		{"short of memory, 8 KB/s", 256 << 20, 500 * time.Millisecond, true},
+		{"short of memory, 20 KB/s", 256 << 20, 200 * time.Millisecond, false},
+		{"memory, 8 KB/s", 1 << 40, 500 * time.Millisecond, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				memory := NewQuota(tc.memory)
+				dial, srv, done := piped(t, Options{Memory: memory, Backlog: NewBacklog(256 << 20), Handler: &testHandler{
+					func(_ context.Context, req *Request, reply func(kmsg.Response)) { reply(req.Body.ResponseKind()) },
+				}})
+				head := make([]byte, 4+growthStep) // a Produce frame of 100 MiB begins
+				binary.BigEndian.PutUint32(head, 100<<20)
+				binary.BigEndian.PutUint16(head[6:], 7)
+				var senders sync.WaitGroup
+				for range 3 {
+					c := dial()
+					senders.Go(func() {
+						for b := head; ; b = b[:4<<10] {
+							if _, err := c.Write(b); err != nil {
+								return
+							}
+							time.Sleep(tc.every)
+						}
+					})
+				}
+				time.Sleep(time.Millisecond)
+				c := dial()
+				answered := make(chan struct{})
+				go func() {
+					defer close(answered)
+					req := kmsg.NewPtrProduceRequest()
+					req.Version, req.Acks = 7, 1
+					_, err := c.Write(kmsg.NewRequestFormatter().AppendRequest(nil, req, 1))
+					if err == nil {
+						_, err = io.ReadFull(c, make([]byte, 4))
+					}
+					if err != nil && tc.closed {
+						t.Error(err)
+					}
+				}()
+				time.Sleep(2 * stallTimeout)
+				synctest.Wait()
+				select {
+				case <-answered:
+				default:
+					if tc.closed {
+						t.Errorf("a small request waits after %v; %d bytes are held", 2*stallTimeout, memory.Used())
+					}
+				}
+				if n := srv.Stats().StalledClosed; (n > 0) != tc.closed {
+					t.Errorf("%d closed for being stalled", n)
+				}
+				done()
+				<-answered
+				senders.Wait()
+				if used := memory.Used(); used != 0 {
+					t.Errorf("%d bytes held at the end", used)
+				}
+			})
+		})
 	}
 }

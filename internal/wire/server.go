@@ -77,7 +77,8 @@ type Server struct {
 	stop      chan struct{} // closed with closed
 	listeners map[net.Listener]struct{}
 	conns     map[*Conn]struct{}
-	lastShed  time.Time
+	// lastShed and lastShedSenders are when connections were last looked at for being stalled.
+	lastShed, lastShedSenders time.Time
 	// lastRefused is when a refusal was last logged.
 	lastRefused time.Time
 	wg          sync.WaitGroup // two a connection
@@ -96,7 +97,7 @@ type Stats struct {
 	Refused        uint64 // over MaxConns
 	ProtocolErrors uint64 // connections closed for what they sent
 	IdleClosed     uint64
-	StalledClosed  uint64 // took no response while the node was short of room
+	StalledClosed  uint64 // took no response, or sent no request, while the node was short of room
 	Requests       uint64
 	BytesIn        uint64
 	BytesOut       uint64

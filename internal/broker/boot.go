@@ -98,6 +98,9 @@ const bootRetry = 200 * time.Millisecond
 func (b *bootstrapper) becomeMember(ctx context.Context) error {
 	said, before := map[ident.NodeID]string{}, b.s.store.State() // what each member brought of late is said once
 	for b.s.store.State() != identity.Member {
+		if err := b.s.strange(); err != nil { // a peer says it once, perhaps when another was away
+			return err
+		}
 		changed := b.changed.wait()
 		sit := b.situation()
 		act := identity.Decide(sit)

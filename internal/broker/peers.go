@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"chronik/internal/config"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/raftgroup"
@@ -113,6 +112,9 @@ func (h peerHandler) Refused(node ident.NodeID, reason string) {
 		return
 	}
 	h.s.log.Warn("refused by a peer", "peer", int32(node), "err", reason)
+	if h.s.store.State() == identity.Member {
+		return // it may have a majority without them, in a moment: awaitMetadata looks when it has had time
+	}
 	if err := h.s.strange(); err != nil {
 		h.s.endWith(err)
 	}
@@ -153,16 +155,16 @@ func (s *session) strange() error {
 		return nil
 	default:
 	}
-	last := ""
-	for _, p := range s.tr.Peers() {
-		configured := slices.ContainsFunc(s.cfg.Cluster.Peers, func(c config.Peer) bool { return c.ID == p.Node })
-		switch {
-		case !configured:
-		case !strings.Contains(p.Refusal, foreign) || !strings.Contains(p.LastError, foreign):
-			return nil
-		default:
-			last = p.Refusal
+	last, peers := "", s.tr.Peers()
+	for _, c := range s.cfg.Cluster.Peers {
+		if c.ID == s.node {
+			continue
 		}
+		i := slices.IndexFunc(peers, func(p transport.PeerStatus) bool { return p.Node == c.ID })
+		if i < 0 || !strings.Contains(peers[i].Refusal, foreign) || !strings.Contains(peers[i].LastError, foreign) {
+			return nil
+		}
+		last = peers[i].Refusal
 	}
 	if last == "" {
 		return nil

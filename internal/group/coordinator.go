@@ -22,7 +22,6 @@ type Options struct {
 	// members after the last that came. Negative: not at all. [500 ms]
 	InitialDelay time.Duration
 	// MinSession and MaxSession bound the session timeouts members may ask for [6 s, 30 min].
-	// A longer rebalance timeout counts as MaxSession.
 	MinSession, MaxSession time.Duration
 	// MaxMetadata bounds the metadata of a committed offset, in bytes [4096].
 	MaxMetadata int
@@ -222,6 +221,7 @@ func (c *Coordinator) load(term ident.Term) {
 func (c *Coordinator) addLive(g *liveGroup, now time.Time) {
 	c.groups[g.id] = g
 	for _, m := range g.members {
+		m.rebalance = min(m.rebalance, maxRebalance) // stored before there was a bound
 		c.touch(g, m, now)
 	}
 }

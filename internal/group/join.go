@@ -7,6 +7,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
+// maxRebalance bounds the rebalance timeout that a member gets: clients send the longest that they
+// work between two polls, which may be hours, and old ones 24 days.
+const maxRebalance = 24 * time.Hour
+
 // joinResult is an answer to JoinGroup before it is put in a version's form.
 type joinResult struct {
 	code         int16
@@ -66,7 +70,7 @@ func (c *Coordinator) join(req *kmsg.JoinGroupRequest, clientID, clientHost stri
 	}
 	if req.Version >= 1 && req.RebalanceTimeoutMillis >= 0 {
 		// Old clients ask for 24 days and are not refused as for their session.
-		n.rebalance = min(time.Duration(req.RebalanceTimeoutMillis)*time.Millisecond, c.opt.MaxSession)
+		n.rebalance = min(time.Duration(req.RebalanceTimeoutMillis)*time.Millisecond, maxRebalance)
 	}
 	g := c.groups[req.Group]
 	if g == nil {

@@ -38,7 +38,8 @@ func (c *Coordinator) expired(now time.Time) verdict {
 }
 
 // sweep is a scan that waits for its turn. Its state is that of the moment it was
-// asked for: what is committed later has another time and stays.
+// asked for: what is committed later has another time and stays (the same one while a new leader's
+// clock is behind the old one's: then what is committed between the look and the deletion goes).
 type sweep struct {
 	st     *state
 	judged verdict

@@ -42,6 +42,8 @@ const (
 	// fetchConfirm bounds how long a fetch above the high watermark waits to
 	// learn whether the watermark is behind or the client is ahead.
 	fetchConfirm = 5 * time.Second
+	// fetchConfirmLeast is what each of its partitions has of that in any case.
+	fetchConfirmLeast = 100 * time.Millisecond
 	// fetchPatience bounds how long a request waits, whatever a client asks: that its
 	// connection is closed is not noticed meanwhile.
 	fetchPatience = 5 * time.Minute
@@ -368,7 +370,11 @@ func (f *fetch) confirmHigh(ctx context.Context, fp *fetchPart) (int64, error) {
 	if f.confirmBy.IsZero() {
 		f.confirmBy = time.Now().Add(fetchConfirm)
 	}
-	ctx, cancel := context.WithDeadline(ctx, f.confirmBy)
+	by := time.Now().Add(fetchConfirmLeast) // a partition without a majority does not take the others' time
+	if f.confirmBy.After(by) {
+		by = f.confirmBy
+	}
+	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
 	err := fp.p.ReadIndex(ctx)
 	switch lookupError(err) {

@@ -189,7 +189,7 @@ func (i *Image) Retired(group ident.GroupID, replica ident.ReplicaID) bool {
 // Image may be behind the topic's creation.
 func DeletedTopics(old, cur *Image) []string {
 	var names []string
-	if old.Index > cur.Index {
+	if old.Index > cur.Index || old.NextGroup == cur.NextGroup && old.TopicCount() == cur.TopicCount() { // a new topic takes group ids
 		return nil
 	}
 	for t := range old.Topics() {

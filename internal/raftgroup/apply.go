@@ -44,6 +44,8 @@ type applyItem struct {
 	responses []*pb.Message
 	install   *install
 	fn        func()
+	// ahead: fn does not stand in line behind what waits for disk space.
+	ahead bool
 }
 
 func (a *applySide) post(r *Replica, it applyItem) {
@@ -83,6 +85,12 @@ func (r *Replica) applyPass() {
 	items := a.queue
 	a.queue = nil
 	a.mu.Unlock()
+	for i := range items {
+		if items[i].ahead {
+			r.applyOne(&items[i])
+			items[i] = applyItem{fn: func() {}}
+		}
+	}
 	for i := range items {
 		if r.applyOne(&items[i]) {
 			items[i] = applyItem{}

@@ -145,7 +145,7 @@ func (j *checkpointJob) run() {
 		t.createdBytes.Add(uint64(info.FileBytes))
 	}
 	j.capture.Release()
-	r.as.post(r, applyItem{fn: func() { r.checkpointDone(j, info, syncErr, err) }})
+	r.as.post(r, applyItem{ahead: true, fn: func() { r.checkpointDone(j, info, syncErr, err) }})
 }
 
 func (j *checkpointJob) write() (info snapshot.WriteInfo, syncErr, err error) {

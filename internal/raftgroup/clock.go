@@ -66,9 +66,9 @@ func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
 		if ident.Index(m.GetCommit()) > rs.last && r.lostLog(o, m) {
 			return
 		}
-	case pb.MsgTimeoutNow:
+	case pb.MsgTimeoutNow, pb.MsgVoteResp, pb.MsgPreVoteResp:
 		if rs.state == StateHalted {
-			return // who hands over gives up after an election timeout, and leads on
+			return // who hands over gives up after an election timeout, and leads on; a candidate that was halted wins no more
 		}
 	case pb.MsgApp:
 		if !isSmall(m.GetEntries()) && (r.h.unstored.Load() > r.h.opt.MaxUnstoredBytes || r.crowded(false)) {

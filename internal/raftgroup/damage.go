@@ -85,10 +85,18 @@ func (r *Replica) tickRaft(ticks int) {
 	}
 }
 
+// haltedKeeps is what a halted replica's log may take while the raftlog's need is urgent.
+const haltedKeeps = 1 << 20
+
 // giveWay ends a halted replica whose log has grown large, when the raftlog needs
-// room: nobody trims it, since it takes no checkpoint.
-func (r *Replica) giveWay() {
-	if r.rs.view.Bytes() >= r.h.opt.Policy.HoldBytes {
+// room: nobody trims it above its last checkpoint. A disk that fails halts many at once, and together
+// they must not outgrow the log.
+func (r *Replica) giveWay(urgent bool) {
+	most := r.h.opt.Policy.HoldBytes
+	if urgent {
+		most = min(most, haltedKeeps)
+	}
+	if r.rs.view.Bytes() >= most {
 		r.quarantine(fmt.Errorf("the log needs room: %w", r.rs.reason))
 	}
 }

@@ -194,7 +194,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				hurt.replica().failApply(syscall.EIO)
 				c.eventually("it is halted", state(StateHalted))
 				press := func() {
-					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()}, false)
+					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()}, true)
 					<-time.After(time.Second)
 				}
 				if press(); !state(StateHalted)() {

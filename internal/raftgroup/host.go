@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -180,6 +181,7 @@ func (h *Host) openEach(cs []raftlog.Creation) error {
 	}
 	close(next)
 	wg.Wait()
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }) // the same failures, the same text
 	return errors.Join(errs...)
 }
 
@@ -449,12 +451,11 @@ func (h *Host) onPressure(ids []ident.ReplicaID, urgent bool) {
 	for _, id := range ids {
 		if r := h.byID(id); r != nil {
 			r.postLocal(localEvent{fn: func(*outbox) {
-				if r.rs.state == StateHalted {
-					r.giveWay()
-					return
-				}
 				r.rs.pressedUntil, r.rs.urgent = time.Now().Add(pressureLasts), urgent
 				r.trim()
+				if r.rs.state == StateHalted {
+					r.giveWay(urgent)
+				}
 			}})
 			r.as.post(r, applyItem{fn: func() { r.checkpointNow("log pressure", nil) }})
 		}

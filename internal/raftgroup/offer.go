@@ -86,7 +86,7 @@ func (r *Replica) offerSnapshot(m *pb.Message) {
 func (r *Replica) pin(to ident.ReplicaID, seq uint64) {
 	r.postLocal(localEvent{fn: func(*outbox) {
 		node := r.nodeOf(uint64(to))
-		if of := r.rs.offers[to]; of == nil || of.seq != seq || r.rs.ckpt == nil || r.ended() {
+		if of := r.rs.offers[to]; of == nil || of.seq != seq || r.rs.ckpt == nil || r.ended() || r.isHalted(to) {
 			return
 		}
 		dir := snapshot.GenDir(r.base, r.rs.gen)

@@ -94,9 +94,12 @@ func (h *Host) open(c raftlog.Creation) error {
 		}
 		return ierr
 	}
-	if err != nil {
+	switch d := h.damaged(spec.Replica); {
+	case err != nil:
 		h.opt.Events.Quarantined(spec.Group, spec.Replica, err)
 		h.opt.Events.ReplacementNeeded(spec.Group, spec.Replica, err.Error())
+	case d != nil:
+		r.failLog(d) // found since load looked, when nobody knew the replica yet
 	}
 	return nil
 }

@@ -247,7 +247,7 @@ func (r *Replica) mayQuiesce() bool {
 				return // its connection will wake the group
 			}
 			all = all && node != 0 && r.h.contacts.with(node) != 0 && pr.Match == uint64(rs.last) &&
-				pr.State == tracker.StateReplicate && pr.RecentActive && slices.Contains(rs.quiet.answered, id)
+				pr.State == tracker.StateReplicate && pr.RecentActive && slices.Contains(rs.quiet.answered, id) && !r.isHalted(ident.ReplicaID(id))
 		}
 		if voter {
 			there++

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -526,6 +527,69 @@ func TestRule31WhatFreesRoomIsApplied(t *testing.T) {
 			c.t.Errorf("told again: %d", len(ws[0]))
 		}
 	})
+}
+
+// tardyCaptures' checkpoints take a second; the first fails of them find no space.
+type tardyCaptures struct {
+	*fullForSome
+	fails int
+}
+
+func (s *tardyCaptures) Capture() (Capture, error) {
+	c, err := s.fullForSome.Capture()
+	s.fails--
+	return tardyCapture{c, s.fails >= 0}, err
+}
+
+type tardyCapture struct {
+	Capture
+	fails bool
+}
+
+func (c tardyCapture) WriteTo(w io.Writer) (int64, error) {
+	time.Sleep(time.Second)
+	if c.fails {
+		return 0, syscall.ENOSPC
+	}
+	return c.Capture.WriteTo(w)
+}
+
+// TestRule31CheckpointsGoOn: the checkpoint that lets go of dropped files is taken while apply waits for space, also if
+// one was being written when the space ran out, or one finds no space itself.
+func TestRule31CheckpointsGoOn(t *testing.T) {
+	for what, sm := range map[string]*tardyCaptures{
+		"beside one that is being written": {&fullForSome{}, 0},
+		"after one that failed":            {&fullForSome{}, 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			inCluster(t, 1, func(c *cluster) {
+				c.open = func(fs vfs.FS, dir string, blob []byte, files []CaptureFile) (StateMachine, error) {
+					var err error
+					sm.StateMachine, err = OpenMemory(fs, dir, blob, files)
+					return sm, err
+				}
+			}, func(c *cluster) {
+				c.create(1)
+				nd := c.leader()
+				must(t, nd.propose("free=0", ProposeOptions{}).err)
+				if sm.fails == 0 {
+					nd.replica().TakeCheckpoint(nil)
+					time.Sleep(100 * time.Millisecond)
+				}
+				sm.full.Store(true)
+				free, take := make(waiter, 1), make(waiter, 1)
+				nd.replica().Propose([]byte("free=1"), ProposeOptions{}, free)
+				nd.replica().Propose([]byte("take=1"), ProposeOptions{}, take)
+				first := <-free
+				must(t, first.err)
+				c.within(20*time.Second, "a checkpoint of what frees room, and the log trimmed", func() bool {
+					return nd.replica().Status().SnapshotIndex == first.index
+				})
+				sm.full.Store(false)
+				must(t, (<-take).err)
+			})
+		})
+	}
 }
 
 // TestRule31FailedSyncHalts: a sync that finds the disk full has failed, once and for all. The replica does not go on as if a

@@ -183,6 +183,9 @@ func (m *Remains) look(dir string, c raftlog.Creation) (err error) {
 			m.LastTerm = 0 // a gap: Load says where
 		}
 	}
+	if m.First > m.From+1 { // what Load cannot reach does not count: another replica may have more
+		m.Last, m.LastTerm = m.From, m.fromTerm
+	}
 	return nil
 }
 

@@ -248,6 +248,10 @@ func FuzzOpenFile(f *testing.F) {
 		}
 		for _, c := range l.Creations() {
 			v := l.Replica(c.Replica)
+			if v == nil { // its creation is damaged
+				check(t, l.Remove(c.Replica))
+				continue
+			}
 			if _, err := entries(v, 100); err != nil && !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)
 			}

@@ -244,7 +244,15 @@ func (r *recoverer) survey(logs []*raftlog.Log) error {
 		for _, m := range all {
 			logged[m.Spec.Replica] = true
 		}
-		all = append(all, slices.DeleteFunc(files, func(m *raftgroup.Remains) bool { return logged[m.Spec.Replica] })...)
+		for _, m := range files {
+			if logged[m.Spec.Replica] {
+				continue
+			}
+			if len(logs) > 0 { // else the report says it of all
+				m.Damage = errors.New("it is gone, and what came after the checkpoint is lost")
+			}
+			all = append(all, m)
+		}
 	}
 	for _, m := range all {
 		if m.Spec.Group == 0 && m.Spec.Key == "meta" {

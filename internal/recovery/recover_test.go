@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -418,4 +419,31 @@ func contents(t *testing.T, disk vfs.FS, dir string) string {
 		}
 	}
 	return sb.String()
+}
+
+// TestRecoverPrefersWhatCanBeRead: a log that was put aside tells of a replica whose directory is gone, and which had no
+// checkpoint's worth of entries left. A later replica's checkpoint has more than what that log can say.
+func TestRecoverPrefersWhatCanBeRead(t *testing.T) {
+	disk, records := survivor(t, false)
+	old := identityOf(t, disk)
+	names, err := vfs.List(disk, testDir+"/replicas")
+	noErr(t, err)
+	for _, n := range names { // as if replicas of a later identity had them
+		i := strings.LastIndexByte(n, '.')
+		if id, err := strconv.Atoi(n[i+1:]); err == nil && !strings.HasPrefix(n, "meta.") {
+			noErr(t, disk.Rename(testDir+"/replicas/"+n, testDir+"/replicas/"+n[:i+1]+strconv.Itoa(id+50)))
+		}
+	}
+	noErr(t, disk.Rename(testDir+"/raftlog", testDir+"/raftlog.lost-"+old.Store.String()))
+	renew(t, disk)
+	rep, err := Recover(t.Context(), Options{FS: disk, Dir: testDir, DryRun: true})
+	noErr(t, err)
+	for _, g := range rep.Groups {
+		if strings.HasPrefix(g.Group, "orders-") && (g.Outcome != Kept || g.NextOffset < records/2) {
+			t.Errorf("%d records; %+v", records, g)
+		}
+		if strings.HasPrefix(g.Group, "orders-") && !strings.Contains(strings.Join(g.Notes, "\n"), "what came after the checkpoint is lost") {
+			t.Errorf("nothing says that what came after the checkpoint is lost: %+v", g)
+		}
+	}
 }

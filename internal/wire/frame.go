@@ -147,7 +147,7 @@ func (c *Conn) readRest(buf []byte, size int) ([]byte, error) {
 		if buf = buf[:len(buf)+n]; err != nil && len(buf) < size {
 			return nil, err
 		}
-		if len(buf)-piece >= stallPiece {
+		if len(buf)-piece >= max(stallPiece, size/64) { // who holds much brings much
 			piece = len(buf)
 			c.reading.Store(time.Now().UnixNano())
 		}

@@ -233,7 +233,7 @@ func TestSettle(t *testing.T) {
 }
 
 // TestSlowSendersHoldUpNobody: while others wait for request memory, who is within a large frame and brings less
-// than a piece within the stall timeout is given up, and nobody who brings more; without need, nobody.
+// than a piece, or a 64th of what it holds, within the stall timeout is given up, and nobody who brings more; without need, nobody.
 func TestSlowSendersHoldUpNobody(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -242,7 +242,8 @@ func TestSlowSendersHoldUpNobody(t *testing.T) {
 		closed bool
 	}{
 		{"short of memory, 8 KB/s", 256 << 20, 500 * time.Millisecond, true},
-		{"short of memory, 20 KB/s", 256 << 20, 200 * time.Millisecond, false},
+		{"short of memory, 200 KB/s", 256 << 20, 20 * time.Millisecond, true},
+		{"short of memory, 400 KB/s", 256 << 20, 10 * time.Millisecond, false},
 		{"memory, 8 KB/s", 1 << 40, 500 * time.Millisecond, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -257,6 +257,20 @@ func (n *node) current() *run {
 	return n.run
 }
 
+// readBack reads all that the node has of the topic: damage that nobody reads is a loss that nobody makes good,
+// and the next one comes once this one is.
+func (n *node) readBack() {
+	src := n.source()
+	if src == nil {
+		return
+	}
+	for _, row := range src.Replicas().Replicas {
+		if row.Topic == topic {
+			_, _ = src.Digest(topic, row.Partition, row.LogStartOffset, row.HighWatermark) // the replica knows what it found
+		}
+	}
+}
+
 func (n *node) ready() error {
 	src := n.source()
 	if src == nil {

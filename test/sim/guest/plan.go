@@ -246,6 +246,8 @@ func (f *fault) lose(n *node, damage func()) {
 	}
 	n.release()
 	f.awaitWhole()
+	n.readBack()
+	f.awaitWhole()
 }
 
 // calm is held alone by a restore: a copy from within a node's last run is found out by peers

@@ -236,6 +236,9 @@ func (w *world) whole() error {
 		if src == nil {
 			return fmt.Errorf("node %d is down", n.id)
 		}
+		if err := src.Ready(); err != nil { // without a leader nobody says who is behind, and who joins has nothing yet
+			return fmt.Errorf("node %d: %w", n.id, err)
+		}
 		c := src.Cluster()
 		for _, t := range c.Topics {
 			c.Internal = append(c.Internal, t.Partitions...)

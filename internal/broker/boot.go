@@ -154,7 +154,8 @@ func (b *bootstrapper) tellFounders() {
 	}
 }
 
-// foundersHear bounds the wait for a founder that is not connected. When it is, it gets a new Hello, that of a member.
+// foundersHear bounds a founder's answer. One that is not connected is not waited for: the Hello of its connection
+// will be a member's.
 const foundersHear = 5 * time.Second
 
 // tellStrangers says Hello anew if a node is connected that is no founder: it

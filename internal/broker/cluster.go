@@ -26,7 +26,11 @@ func (c cluster) Leader(g ident.GroupID) (ident.NodeID, int32, bool) {
 	return l.Node, int32(l.Term), true
 }
 
-func (c cluster) Alive(node ident.NodeID) bool { return node == c.s.node || c.s.tr.Connected(node) }
+// Alive: a node that is connected and does not answer is not: a client sent there waits for its own
+// time limit.
+func (c cluster) Alive(node ident.NodeID) bool {
+	return node == c.s.node || c.s.tr.Connected(node) && !c.s.host.Silent(node)
+}
 
 func (c cluster) Changed() (image, leaders <-chan struct{}) {
 	return c.s.changed.wait(), c.s.leaders.Changed()

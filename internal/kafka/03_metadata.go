@@ -26,8 +26,8 @@ import (
 //	v12  a topic may be asked for by id alone
 //	v13  an error of the whole response: none arises here
 //
-// Only brokers that can be reached are named. The controller is this node: every
-// broker passes admin requests on.
+// Only brokers that answer this one are named, not those that are connected and
+// silent. The controller is this node: every broker passes admin requests on.
 
 // autoCreateWait bounds how long a Metadata request waits for leaders of the
 // topics it created; after that LEADER_NOT_AVAILABLE makes the client ask again.

@@ -34,8 +34,8 @@ type contact struct {
 	heard time.Time // the last beat
 	epoch uint64    // the peer's, 0: no beat yet
 	hears bool      // the peer hears this node
-	// good: there was contact at the last look. Only judge sets it.
-	good bool
+	// good: there was contact at the last look. Only judge sets it, and met: there was at one.
+	good, met bool
 }
 
 func newContacts() *contacts {
@@ -72,6 +72,15 @@ func (c *contacts) with(node ident.NodeID) uint64 {
 		return p.epoch
 	}
 	return 0
+}
+
+// silent tells whether a peer that was in contact is not, though it is connected. Of one that never
+// was nothing is known: it may be one that says no beats.
+func (c *contacts) silent(node ident.NodeID) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	p := c.peers[node]
+	return p != nil && p.met && !p.good
 }
 
 func (c *contacts) own() uint64 {
@@ -127,7 +136,7 @@ func (c *contacts) judge(now time.Time, silence time.Duration) (beats []beat, lo
 		if p.good && !good {
 			lost = append(lost, node)
 		}
-		p.good = good
+		p.good, p.met = good, p.met || good
 	}
 	slices.SortFunc(beats, func(a, b beat) int { return int(a.node) - int(b.node) })
 	slices.Sort(lost)
@@ -153,6 +162,10 @@ func (h *Host) keepContact(now time.Time) {
 		h.wakeAll(wakeUp{node: node, silent: true})
 	}
 }
+
+// Silent tells whether a connected node stopped to answer: its process stands still, or a link swallows
+// what is sent. Its connection ends seconds later.
+func (h *Host) Silent(node ident.NodeID) bool { return h.contacts.silent(node) }
 
 // beaten takes a peer's beat.
 func (h *Host) beaten(from ident.NodeID, it *item) {

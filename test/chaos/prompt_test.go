@@ -1,12 +1,15 @@
 package chaos
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"chronik/internal/admin"
 	"chronik/test/harness"
@@ -47,23 +50,31 @@ func TestRestartedNodesServePromptly(t *testing.T) {
 }
 
 // TestFrozenNodeIsReplaced: a process that stands still keeps its connections. The others
-// elect leaders within two election timeouts and a little, for every group.
+// elect leaders within two election timeouts and a little, for every group, and a client
+// that has no connection to the frozen node is served at once.
 func TestFrozenNodeIsReplaced(t *testing.T) {
 	long(t)
 	e := &env{t: t, rng: seed(t)}
 	e.c = harness.Start(t, harness.Options{})
 	e.l = startLoad(t, e.c, loadOptions{partitions: 12, size: 20, rate: 5 * time.Millisecond})
+	e.c.CreateTopic("fresh", e.l.o.partitions)
 	var took []time.Duration
 	for range rounds(t, 1) {
 		e.healed("whole")
 		id := e.anyNode()
-		e.l.worstGap()
 		e.signal(id, syscall.SIGSTOP)
 		began := time.Now()
 		elected := e.c.Eventually(10*time.Second, "others lead every group", func() error { return ledByOthers(e.c, id) })
-		accepted := e.c.Eventually(10*time.Second, "every partition accepts", func() error { return e.l.acceptedSince(began.Add(elected)) })
+		fresh := e.freshClient(id, "fresh")
+		// The load's client holds its batches until each of its five requests to the frozen node has
+		// failed, one after the other and each after two connections that say nothing for a second,
+		// and may ask that node for the metadata first: ten seconds and some, whatever the others do.
+		accepted := e.c.Eventually(30*time.Second, "every partition accepts", func() error { return e.l.acceptedSince(began.Add(elected)) })
 		took = append(took, elected)
-		t.Logf("node %d frozen: all groups led by others after %v, accepting %v later", id, elected, accepted)
+		t.Logf("node %d frozen: all groups led by others after %v, a fresh client served in %v, the load %v later", id, elected, fresh, accepted)
+		if fresh > time.Second {
+			t.Errorf("a client that knows nothing of the frozen node waited %v", fresh)
+		}
 		e.signal(id, syscall.SIGCONT)
 	}
 	e.l.finish()
@@ -72,6 +83,28 @@ func TestFrozenNodeIsReplaced(t *testing.T) {
 	if m := took[len(took)-1]; m > 3500*time.Millisecond {
 		t.Errorf("%v until every group had a leader", m)
 	}
+}
+
+// freshClient returns how long a client that starts from the nodes other than id takes to have a
+// record acknowledged by every partition of the topic.
+func (e *env) freshClient(id int, topic string) time.Duration {
+	var seeds []string
+	for _, n := range e.c.Nodes() {
+		if n.ID != id {
+			seeds = append(seeds, n.Kafka)
+		}
+	}
+	began := time.Now()
+	cl := e.c.Client(kgo.SeedBrokers(seeds...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RecordDeliveryTimeout(10*time.Second))
+	defer cl.Close()
+	var rs []*kgo.Record
+	for p := range e.l.o.partitions {
+		rs = append(rs, &kgo.Record{Topic: topic, Partition: int32(p), Value: []byte("x")})
+	}
+	if err := cl.ProduceSync(context.Background(), rs...).FirstErr(); err != nil {
+		e.t.Errorf("a fresh client: %v", err)
+	}
+	return time.Since(began)
 }
 
 // ledByOthers tells whether each node but id knows a leader of each group, which is not id.

@@ -44,8 +44,8 @@ fmt: ## gofumpt everything
 fuzz: ## fuzz what reads disks and strangers for FUZZTIME, the rest for FUZZREST
 	@test/fuzz.sh $(FUZZTIME) $(FUZZREST)
 
-fuzz-long: ## fuzz each target for 10 minutes, PARALLEL of them side by side, into test/fuzz-tally.tsv
-	@PARALLEL=$${PARALLEL:-2} TALLY=test/fuzz-tally.tsv test/fuzz.sh $${FUZZTIME:-10m}
+fuzz-long: ## fuzz each target until test/fuzz-tally.tsv has 10 minutes of it, PARALLEL of them side by side
+	@PARALLEL=$${PARALLEL:-2} RESUME=1 TALLY=test/fuzz-tally.tsv test/fuzz.sh $${FUZZTIME:-10m}
 
 fuzz-corpus: ## commit-ready inputs from the fuzzing cache into testdata/fuzz
 	@test/fuzz-corpus.sh

@@ -4,13 +4,15 @@
 # files) run for TIME, the others for TIME_OF_OTHERS.
 # Minimising is cut short: where goroutines make coverage unsteady it would eat all the time.
 # What is interesting is kept in the go command's cache, as 'go test -fuzz' does.
-# usage: [PARALLEL=2] [TALLY=file] fuzz.sh TIME [TIME_OF_OTHERS]
+# usage: [PARALLEL=2] [TALLY=file [RESUME=1]] fuzz.sh TIME [TIME_OF_OTHERS]
 # TALLY gets a line for each target: commit, target, seconds, execs, ok or FAIL.
+# With RESUME a target runs for what the tally's good lines lack of its time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export time=${1:-30s}
 export others=${2:-$time}
 export TALLY=${TALLY:-}
+export RESUME=${RESUME:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export work
@@ -26,6 +28,11 @@ run() { # run PKG TARGET
     internal/wire | internal/record | internal/raftlog | internal/segment) t=$time ;;
     *) t=$others ;;
   esac
+  if [ -n "$RESUME" ]; then
+    t=$(lacks "$pkg.$target" "$t")
+    [ "$t" -gt 0 ] || { echo "done $pkg $target: has its time"; return 0; }
+    t=${t}s
+  fi
   (cd "$pkg" && "$bin" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$t" -test.parallel 1 \
     -test.fuzzminimizetime 20x -test.fuzzcachedir "$cache/$pkg") >"$log" 2>&1
   rc=$?
@@ -42,7 +49,13 @@ run() { # run PKG TARGET
   [ -z "$TALLY" ] || printf '%s\t%s.%s\t%s\t%s\t%s\n' "$commit" "$pkg" "$target" $((SECONDS - began)) "${execs:-0}" "$verdict" >>"$TALLY"
   [ $verdict = ok ]
 }
-export -f run
+# lacks TARGET TIME prints the seconds of TIME (of the form 10m or 600s) that the tally has not.
+lacks() {
+  local want=${2%[ms]}
+  [ "${2: -1}" != m ] || want=$((want * 60))
+  awk -F '\t' -v target="$1" -v want="$want" '$2 == target && $5 == "ok" { want -= $3 } END { print want < 0 ? 0 : want }' "$TALLY"
+}
+export -f run lacks
 
 targets=$work/targets
 git ls-files '*_test.go' | xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' | sed 's/func //' |

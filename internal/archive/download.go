@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"syscall"
 
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
@@ -53,6 +54,11 @@ func (c *Cluster) download(ctx context.Context, m *Manifest, fs vfs.FS, dir stri
 		return err
 	}
 	if err := checkStaged(m, fs, staging); err != nil {
+		// Every byte was what the store's hash says: what the operating system fails
+		// to read back is no damage of the snapshot, whatever the reader calls it.
+		if errno, ok := errors.AsType[syscall.Errno](err); ok {
+			return fmt.Errorf("read back what was written: %w: %v", errno, err)
+		}
 		return err
 	}
 	invariant.Point("archive.download.synced")

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 
 	"chronik/internal/archive"
 	"chronik/internal/ident"
@@ -285,6 +286,9 @@ func (r *restorer) bring(ctx context.Context, p *metadata.Partition, g *Group) e
 		return err
 	}
 	l, err := raftgroup.LoadStaged(m.LeaderTerm, r.shop.options(spec))
+	if _, ok := errors.AsType[syscall.Errno](err); ok {
+		return err // of this disk, which says nothing about the snapshot
+	}
 	if err != nil {
 		g.Outcome = Damaged
 		g.note("the snapshot at index %d: %v", m.Index, err)

@@ -513,7 +513,7 @@ func newSnapshotVerify() *cobra.Command {
 }
 
 func verifySnapshots(ctx context.Context, s *archiveFlags, args []string, index uint64, all bool) ([]verifiedSnapshot, error) {
-	_, cl, err := s.open(ctx)
+	a, cl, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -544,6 +544,9 @@ func verifySnapshots(ctx context.Context, s *archiveFlags, args []string, index 
 			}
 			rows = append(rows, row)
 		}
+	}
+	if len(rows) == 0 { // a bucket that lost everything is not good
+		return nil, withHint(fmt.Errorf("nothing to verify: %s has no snapshot of cluster %s", a, cl.ID()), "are the URL, with its prefix, and --cluster right?")
 	}
 	return rows, nil
 }

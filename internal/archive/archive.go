@@ -165,9 +165,17 @@ func parseRef(o bucket.Object) (Ref, bool) {
 }
 
 // Manifest reads a snapshot's manifest. It judges the bytes by their hash and by
-// the place they were found in.
+// the place they were found in, and reads them again before it calls them damaged.
 func (c *Cluster) Manifest(ctx context.Context, r Ref) (*Manifest, error) {
-	if r.ManifestBytes > MaxManifestBytes {
+	m, err := c.readManifest(ctx, r)
+	if errors.Is(err, ErrCorrupt) {
+		m, err = c.readManifest(ctx, r)
+	}
+	return m, err
+}
+
+func (c *Cluster) readManifest(ctx context.Context, r Ref) (*Manifest, error) {
+	if r.ManifestBytes < 0 || r.ManifestBytes > MaxManifestBytes {
 		return nil, c.corrupt(r.Object, "%d bytes, at most %d", r.ManifestBytes, MaxManifestBytes)
 	}
 	b := make([]byte, r.ManifestBytes)

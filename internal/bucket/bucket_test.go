@@ -112,6 +112,51 @@ func TestHungDirectory(t *testing.T) {
 	}
 }
 
+// slow is a file system whose syncs of files do not return until told.
+type slow struct {
+	vfs.FS
+	release, synced chan struct{}
+}
+
+func (s slow) Create(name string, c pebblevfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := s.FS.Create(name, c)
+	return slowFile{f, s}, err
+}
+
+type slowFile struct {
+	vfs.File
+	s slow
+}
+
+func (f slowFile) Sync() error {
+	<-f.s.release
+	defer close(f.s.synced)
+	return f.File.Sync()
+}
+
+// TestGivenUpIsNotWritten: what was answered with an error is not there much later, when nobody looks for what it needs.
+func TestGivenUpIsNotWritten(t *testing.T) {
+	s := slow{vfs.NewCrashableMem(), make(chan struct{}), make(chan struct{})}
+	b := open(t, "file:///s", bucket.Options{FS: s, Stall: 20 * time.Millisecond})
+	if err := b.PutIfAbsent(t.Context(), "d/late", []byte("x")); !errors.Is(err, bucket.ErrStalled) {
+		t.Fatal(err)
+	}
+	close(s.release)
+	<-s.synced
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		left, err := vfs.List(s.FS, "/s/.tmp")
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("%v is left, %v", left, err)
+		}
+		if len(left) == 0 {
+			break
+		}
+	}
+	if _, err := b.ReadAt(t.Context(), "d/late", make([]byte, 1), 0); !errors.Is(err, bucket.ErrNotFound) {
+		t.Fatalf("it is there: %v", err)
+	}
+}
+
 func TestURLs(t *testing.T) {
 	for url, want := range map[string]string{
 		"file://relative":                 "want file:///directory",

@@ -619,7 +619,7 @@ func newSnapshotDownload() *cobra.Command {
 func downloadSnapshot(c *cobra.Command, cl *archive.Cluster, g ident.GroupID, index uint64, dir string) (*archive.Manifest, error) {
 	ctx := c.Context()
 	if index == 0 {
-		return cl.DownloadNewest(ctx, g, 0, vfs.Default, dir, func(r archive.Ref, err error) {
+		return cl.DownloadNewest(ctx, g, vfs.Default, dir, func(r archive.Ref, err error) {
 			fmt.Fprintf(c.ErrOrStderr(), "chronik: the snapshot at index %d is damaged, going back to the one before it: %v\n", r.Index, err)
 		})
 	}

@@ -3,7 +3,9 @@ package archive
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"chronik/internal/bucket"
@@ -31,6 +33,34 @@ func TestWrongOnce(t *testing.T) {
 		t.Fatalf("index %d, skipped %v; wrong were %v", m.Index, skipped, wrong)
 	}
 	r.check(fs, "/d/g1")
+}
+
+// TestReplacedWhileRead: a running cluster removes what was listed, before it is read or in the middle. There is
+// a newer one then.
+func TestReplacedWhileRead(t *testing.T) {
+	for _, what := range []string{"/manifests/", "/objects/"} {
+		r := newRig(t)
+		r.append("0.log", noise(1, 5000))
+		first := r.put(10).Ref
+		objects := r.b.Names(testCluster + "/groups/7/objects/")
+		var replaced atomic.Bool
+		r.b.Fault(func(op bucket.Op, name string) error {
+			if op == bucket.OpRead && strings.Contains(name, what) && !replaced.Swap(true) {
+				r.files["0.log"] = []byte{}
+				r.append("0.log", noise(3, 4000))
+				r.put(20)
+				for _, name := range append(objects, first.Object) {
+					r.b.Lose(name)
+				}
+			}
+			return nil
+		})
+		m, fs, skipped := r.fetch()
+		if m.Index != 20 || len(skipped) != 1 {
+			t.Fatalf("%s: index %d, skipped %v", what, m.Index, skipped)
+		}
+		r.check(fs, "/d/g1")
+	}
 }
 
 // listed is a bucket whose listings say what is not so.

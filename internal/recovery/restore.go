@@ -185,23 +185,18 @@ func (r *restorer) list(ctx context.Context) error {
 		if r.terms[g], err = r.from.HighestTerm(ctx, g); err != nil {
 			return err
 		}
-		refs, err := r.from.Snapshots(ctx, g)
-		if err != nil {
-			return err
-		}
-		for _, ref := range refs {
+		err := r.from.TryNewest(ctx, g, func(ref archive.Ref) error {
 			m, err := r.from.Manifest(ctx, ref)
 			if err == nil {
 				err = r.from.Check(ctx, m)
 			}
 			if err == nil {
 				r.newest[g] = m
-				break
 			}
-			if !errors.Is(err, archive.ErrCorrupt) && !errors.Is(err, archive.ErrIncomplete) {
-				return err
-			}
-			r.skipped(ref, err)
+			return err
+		}, r.skipped)
+		if err != nil && !errors.Is(err, archive.ErrNoSnapshot) {
+			return err
 		}
 	}
 	return nil
@@ -219,7 +214,7 @@ func (r *restorer) skipped(ref archive.Ref, err error) {
 // openMeta loads the archived metadata, into memory, and adds groups that are younger than it.
 func (r *restorer) openMeta(ctx context.Context) (*raftgroup.Loaded, error) {
 	scratch := vfs.NewScratch(r.o.FS)
-	m, err := r.from.DownloadNewest(ctx, ident.MetaGroup, 0, scratch, raftgroup.SalvageDir("/meta"), r.skipped)
+	m, err := r.from.DownloadNewest(ctx, ident.MetaGroup, scratch, raftgroup.SalvageDir("/meta"), r.skipped)
 	if errors.Is(err, archive.ErrNoSnapshot) {
 		return nil, &Error{Msg: "the archive has no metadata", Err: err, Hint: "without it nothing says which topics there were; choose another cluster or archive"}
 	}
@@ -287,7 +282,7 @@ func (r *restorer) bring(ctx context.Context, p *metadata.Partition, g *Group) e
 	}
 	base := raftgroup.ReplicaDir(r.shop.replicas, spec)
 	known := len(r.notes[p.Group])
-	m, err := r.from.DownloadNewest(ctx, p.Group, 0, r.o.FS, raftgroup.SalvageDir(base), r.skipped)
+	m, err := r.from.DownloadNewest(ctx, p.Group, r.o.FS, raftgroup.SalvageDir(base), r.skipped)
 	g.Notes = append(g.Notes, r.notes[p.Group][known:]...)
 	if errors.Is(err, archive.ErrNoSnapshot) {
 		g.Outcome = Damaged

@@ -199,6 +199,14 @@ func TestS3Answers(t *testing.T) {
 		case strings.HasSuffix(r.URL.Path, "/denied"):
 			w.WriteHeader(http.StatusForbidden)
 			_, _ = io.WriteString(w, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+		case strings.HasSuffix(r.URL.Path, "/absent"):
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<Error><Code>NoSuchKey</Code></Error>")
+		case strings.HasSuffix(r.URL.Path, "/page"): // a proxy that does not reach the object store
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<html><body>404 page not found</body></html>")
+		case strings.HasSuffix(r.URL.Path, "/empty"):
+			w.WriteHeader(http.StatusNotFound)
 		case strings.HasSuffix(r.URL.Path, "/silent"):
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-hang
@@ -237,6 +245,14 @@ func TestS3Answers(t *testing.T) {
 	}
 	if _, err := b.ReadAt(t.Context(), "whole", make([]byte, 10), 20); err == nil || !strings.Contains(err.Error(), "ignores ranges") {
 		t.Fatal(err)
+	}
+	if _, err := b.ReadAt(t.Context(), "absent", make([]byte, 1), 0); !errors.Is(err, bucket.ErrNotFound) {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"page", "empty"} {
+		if _, err := b.ReadAt(t.Context(), name, make([]byte, 1), 0); err == nil || errors.Is(err, bucket.ErrNotFound) || !strings.Contains(err.Error(), "404") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -95,6 +95,8 @@ func (s *s3Bucket) wrap(op, name string, err error) error {
 		return nil
 	}
 	switch r := minio.ToErrorResponse(err); {
+	case r.Code == minio.NoSuchKey && r.XMLName.Local == "": // minio's guess: a snapshot would count as damaged for it
+		err = errors.New("404 from something that does not speak S3: it is not known whether the object is there")
 	case r.Code == minio.NoSuchKey:
 		err = fmt.Errorf("%w: %w", ErrNotFound, err)
 	case r.Code == minio.PreconditionFailed || r.StatusCode == http.StatusPreconditionFailed:

@@ -261,6 +261,40 @@ func TestRestoreFallsBack(t *testing.T) {
 	}
 }
 
+// TestRestoreGoesOnAboveEveryTerm that a leader had, also one whose snapshot cannot be read or who uploaded none:
+// clients drop what has a lower leader epoch than they have seen.
+func TestRestoreGoesOnAboveEveryTerm(t *testing.T) {
+	old, _ := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	const last = 5000
+	cl := must(archive.New(b).Cluster(archived))
+	for _, g := range must(cl.Groups(t.Context())) {
+		must(cl.Claim(t.Context(), g, last, 1, archive.WriteOptions{}))
+	}
+	check := func(outcome Outcome) {
+		t.Helper()
+		for _, dry := range []bool{true, false} {
+			rep := must(restore(t, vfs.NewCrashableMem(), b, dry))
+			if g := rowOf(t, rep, "orders-0"); g.Outcome != outcome {
+				t.Fatalf("%+v", g)
+			}
+			for _, g := range rep.Groups {
+				if g.NewTerm != last+raftgroup.SalvageTerms {
+					t.Errorf("%s begins in term %d, dry %v", g.Group, g.NewTerm, dry)
+				}
+			}
+		}
+	}
+	check(Kept)
+	for _, name := range b.Names("") {
+		if strings.Contains(name, "/manifests/") && !strings.Contains(name, "/groups/1/") {
+			b.Flip(name, 3)
+		}
+	}
+	check(Damaged)
+}
+
 // TestRestoreCrash cuts the power at every point: then nothing is there, or it waits to be finished, or it is done.
 func TestRestoreCrash(t *testing.T) {
 	old, records := survivor(t, true)

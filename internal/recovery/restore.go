@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"chronik/internal/archive"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/metadata"
@@ -187,6 +188,9 @@ func (r *restorer) list(ctx context.Context) error {
 		}
 		err := r.from.TryNewest(ctx, g, func(ref archive.Ref) error {
 			m, err := r.from.Manifest(ctx, ref)
+			if errors.Is(err, format.ErrNewer) { // no damage, for which an older one would do
+				return fmt.Errorf("the snapshot of group %d at index %d: %w", ref.Group, ref.Index, format.ErrNewer)
+			}
 			if err == nil {
 				err = r.from.Check(ctx, m)
 			}

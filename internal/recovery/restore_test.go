@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"chronik/internal/archive"
 	"chronik/internal/bucket"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/metadata"
@@ -258,6 +260,32 @@ func TestRestoreFallsBack(t *testing.T) {
 	noErr(t, err)
 	if g := rowOf(t, dry, "orders-0"); g.Outcome != Kept || g.ToIndex != rowOf(t, rep, "orders-0").ToIndex || len(g.Notes) != 1 {
 		t.Fatalf("%+v", g)
+	}
+}
+
+// TestRestoreOfANewerRelease: a snapshot that a newer release wrote is not damaged, and no older one stands for it.
+func TestRestoreOfANewerRelease(t *testing.T) {
+	old, _ := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	before := b.Names("")
+	cl, stop := node(t, old)
+	noErr(t, cl.ProduceSync(t.Context(), kgo.StringRecord("1 more")).FirstErr())
+	stop()
+	upload(t, old, b, func(s raftgroup.Spec) bool { return s.Kind == metadata.KindTopic })
+	newer := 0
+	for _, name := range b.Names("") {
+		if m := bytes.Clone(b.Bytes(name)); !slices.Contains(before, name) && bytes.HasPrefix(m, []byte("chronarc")) {
+			m[8]++ // the version, behind the magic
+			noErr(t, b.Put(t.Context(), name, m))
+			newer++
+		}
+	}
+	if newer == 0 {
+		t.Fatal("the second upload wrote no manifest")
+	}
+	if _, err := restore(t, vfs.NewCrashableMem(), b, false); !errors.Is(err, format.ErrNewer) {
+		t.Fatalf("restored: %v", err)
 	}
 }
 

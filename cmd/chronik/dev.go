@@ -324,8 +324,9 @@ func (dc *devCluster) start(i int) error {
 
 // guard starts a small process that outlives a SIGKILL of dev and then kills the
 // nodes dev.json names. It waits for the end of the returned pipe, which comes
-// when this process ends, however it ends. With remove it removes the cluster's directory, too.
-func (dc *devCluster) guard(remove bool) (io.Closer, error) {
+// when this process ends, however it ends. With remove it removes the cluster's directory, too,
+// unless guardKeeps was written into the pipe.
+func (dc *devCluster) guard(remove bool) (io.WriteCloser, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err

@@ -154,6 +154,9 @@ func newDevPs(f *devFlags) *cobra.Command {
 	return ps
 }
 
+// guardKeeps is what a guard is told that must leave the directory where it is.
+const guardKeeps = "keep\n"
+
 // newDevGuard is the process that kills the nodes once dev is gone: its stdin is
 // a pipe whose other end only dev holds.
 func newDevGuard(f *devFlags) *cobra.Command {
@@ -161,13 +164,13 @@ func newDevGuard(f *devFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "guard", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, _ = io.Copy(io.Discard, os.Stdin) // ends when dev ends
+			told, _ := io.ReadAll(c.InOrStdin()) // ends when dev ends
 			dc, err := loadDev(f.dataDir)
 			if err != nil {
 				return nil // --ephemeral removed it: the nodes were stopped in order
 			}
 			dc.endAll()
-			if remove {
+			if remove && string(told) != guardKeeps {
 				return os.RemoveAll(dc.dir)
 			}
 			return nil

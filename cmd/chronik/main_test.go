@@ -145,6 +145,19 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// TestReaderLeft: a command that failed says so, even if nobody reads what it printed before.
+func TestReaderLeft(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "00000001.log")
+	if err := os.WriteFile(file, []byte("not a raftlog"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	code := run(t.Context(), []string{"debug", "raftlog", file}, strings.NewReader(""), failing{syscall.EPIPE}, &errs)
+	if code != 1 || !strings.Contains(errs.String(), "chronik: error: ") || !strings.Contains(errs.String(), file) {
+		t.Errorf("exit code %d, stderr %q", code, errs.String())
+	}
+}
+
 // TestInterrupt: Ctrl-C while a broker is asked that accepts and says nothing ends the command at once, in words.
 func TestInterrupt(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

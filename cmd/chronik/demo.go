@@ -291,7 +291,7 @@ func (d *demo) watch(ctx context.Context, target int64, ret *demoReturn) (after 
 	defer d.view.clear()
 	err = d.until(ctx, func() (bool, error) {
 		if !n.alive() {
-			return false, fmt.Errorf("node 3 ended%s", d.dc.lastError(n.ID))
+			return false, fmt.Errorf("node 3 ended%s", d.dc.lastError(n))
 		}
 		var all struct {
 			Transfers []admin.Transfer `json:"transfers"`

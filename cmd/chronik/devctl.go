@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -64,10 +65,33 @@ func (n *devNode) kill() error {
 	return fmt.Errorf("node %d (pid %d) does not go away", n.ID, n.PID)
 }
 
+// takeTurn waits until nobody else changes dev.json. Of two that write it at once,
+// one would lose the other's pid, and nobody would end that process.
+func takeTurn(dir string) (io.Closer, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	return d, err
+}
+
 func newDevRestart(f *devFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "restart N", Short: "start node N again (killing it first when it runs)", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if _, _, err := f.nodeArg(args); err != nil {
+				return err
+			}
+			turn, err := takeTurn(f.dataDir)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = turn.Close() }() // it ends with the process anyway
 			dc, i, err := f.nodeArg(args)
 			if err != nil {
 				return err

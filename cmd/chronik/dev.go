@@ -191,12 +191,12 @@ func (dc *devCluster) makeEphemeral() error {
 
 // clear removes what a dev cluster made, but for its lock.
 func (dc *devCluster) clear() {
-	made, _ := filepath.Glob(filepath.Join(dc.dir, "node-*"))
-	for _, name := range []string{"dev.json", "dev.json.tmp", ephemeralMark} {
-		made = append(made, filepath.Join(dc.dir, name))
-	}
-	for _, path := range made {
-		_ = os.RemoveAll(path) // best effort: the data is of no use to anybody
+	entries, _ := os.ReadDir(dc.dir) // no pattern: the directory's own name may look like one that matches others
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case strings.HasPrefix(name, "node-"), name == "dev.json", name == "dev.json.tmp", name == ephemeralMark:
+			_ = os.RemoveAll(filepath.Join(dc.dir, name)) // best effort: the data is of no use to anybody
+		}
 	}
 }
 

@@ -335,3 +335,19 @@ func TestLastError(t *testing.T) {
 		}
 	}
 }
+
+// TestClearTakesNoPattern: a directory whose name is a pattern does not have the data of others removed.
+func TestClearTakesNoPattern(t *testing.T) {
+	parent := t.TempDir()
+	theirs, ours := filepath.Join(parent, "a", "node-1"), filepath.Join(parent, "[ab]", "node-1")
+	if err := errors.Join(os.MkdirAll(theirs, 0o700), os.MkdirAll(ours, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	(&devCluster{dir: filepath.Dir(ours)}).clear()
+	if _, err := os.Stat(theirs); err != nil {
+		t.Errorf("the data of others: %v", err)
+	}
+	if _, err := os.Stat(ours); err == nil {
+		t.Error("its own data is left")
+	}
+}

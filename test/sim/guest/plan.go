@@ -44,6 +44,10 @@ func makePlan(w *world) []*fault {
 			w: w, kind: kinds[rng.IntN(len(kinds))], step: 10 + rng.IntN(max(1, defaultSteps-40)), node: 1 + rng.IntN(len(w.nodes)),
 			percent: []int{0, 50, 100}[rng.IntN(3)], n: rng.IntN(1 << 30), span: time.Duration(200+rng.IntN(3000)) * time.Millisecond,
 		}
+		if f.step >= w.opt.steps { // else it would never begin
+			from := min(10, w.opt.steps-1)
+			f.step = from + (f.step-from)%(w.opt.steps-from)
+		}
 		f.peer = 1 + (f.node+rng.IntN(len(w.nodes)-1))%len(w.nodes)
 		f.ctx, f.cancel = context.WithCancel(context.Background())
 		plan = append(plan, f)

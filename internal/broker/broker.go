@@ -15,6 +15,8 @@ import (
 
 	"chronik/internal/admin"
 	"chronik/internal/config"
+	"chronik/internal/raftgroup"
+	"chronik/internal/raftlog"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
 )
@@ -36,6 +38,8 @@ type Net struct {
 	Dial   func(ctx context.Context, addr string) (net.Conn, error)
 	// Receive may put itself between the transport and the node, to lose, delay or repeat frames.
 	Receive func(transport.Handler) transport.Handler
+	// Send may put itself between the node's groups and the transport, to look at frames as they leave.
+	Send func(transport.Sender) transport.Sender
 }
 
 func (n Net) listen(addr string) (net.Listener, error) {
@@ -50,6 +54,13 @@ func (n Net) receive(h transport.Handler) transport.Handler {
 		return n.Receive(h)
 	}
 	return h
+}
+
+func (n Net) send(s transport.Sender) transport.Sender {
+	if n.Send != nil {
+		return n.Send(s)
+	}
+	return s
 }
 
 // Broker is a running node.
@@ -126,6 +137,16 @@ func Start(ctx context.Context, opt Options) (*Broker, error) {
 
 // Source answers what the admin address answers.
 func (b *Broker) Source() admin.Source { return view{b} }
+
+// Groups returns the node's groups and the log they share, nil while it has none: a simulation compares
+// with the log what leaves the node, and moves leaderships.
+func (b *Broker) Groups() (*raftgroup.Host, *raftlog.Log) {
+	s := b.session()
+	if s == nil {
+		return nil, nil
+	}
+	return s.host, s.rlog
+}
 
 func (b *Broker) session() *session { return b.cur.Load() }
 

@@ -225,7 +225,7 @@ func (s *session) openHost() error {
 	}
 	s.host, err = raftgroup.NewHost(raftgroup.Options{
 		Node: s.node, Store: s.store.ID(), FS: s.b.fs, Dir: s.replicasDir(), Log: s.rlog,
-		Sender: s.tr, Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
+		Sender: s.b.opt.Net.send(s.tr), Server: s.server, Receiver: s.receiver, Events: s, Logger: s.log,
 		ElectionTimeout: s.cfg.Raft.ElectionTimeout, HeartbeatInterval: s.cfg.Raft.HeartbeatInterval, Workers: runtime.GOMAXPROCS(0),
 		MaxInflightBytes: int64(s.cfg.Raft.MaxInflightBytes), NeverQuiesce: !s.cfg.Raft.Quiesce,
 		Compression: codec, Verify: verifyStaged, DiskReserve: int64(s.disk.reserve), Crowded: s.crowded, MinReplicas: s.minReplicas, Archive: s.archivedChunks,

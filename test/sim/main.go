@@ -22,12 +22,16 @@ const guestPackage = "chronik/test/sim/guest"
 // determinism is the check that a run equals its repetition.
 const determinism = "determinism"
 
-// errViolation ends the command with exit code 1. What was violated is printed by then.
-var errViolation = errors.New("a violation")
+// These end the command with exit code 1. What was violated, or is missing, is printed by then.
+var (
+	errViolation = errors.New("a violation")
+	errTooFew    = errors.New("too few seeds")
+)
 
 type options struct {
 	seed, from  uint64
 	n, steps    int
+	least       int
 	skip        []int
 	verbose     bool
 	tally       string
@@ -55,7 +59,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	switch err := run(ctx, o, os.Stdout); {
-	case errors.Is(err, errViolation):
+	case errors.Is(err, errViolation), errors.Is(err, errTooFew):
 		os.Exit(1)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "sim:", err)
@@ -70,6 +74,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.Uint64Var(&o.seed, "seed", 0, "run this seed alone")
 	f.Uint64Var(&o.from, "from", 1, "first seed of a sweep")
 	f.IntVar(&o.n, "n", 100, "seeds of a sweep")
+	f.IntVar(&o.least, "least", 0, "a sweep of which fewer seeds were run to their end has failed")
 	f.IntVar(&o.steps, "steps", 200, "steps of each run")
 	skip := f.String("skip", "", "indexes of the planned faults that do not happen: 0,2,5")
 	f.BoolVar(&o.verbose, "v", false, "print the guest's log")
@@ -95,6 +100,9 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	var err error
 	if o.skip, err = parseInts(*skip); err == nil && (o.n < 1 || o.steps < 1 || o.workers < 1 || o.batch < 1) {
 		err = errors.New("-n, -steps, -workers and -batch are at least 1")
+	}
+	if err == nil && o.least > o.n {
+		err = errors.New("-least is at most -n")
 	}
 	if err == nil && o.resume && o.tally == "" {
 		err = errors.New("-resume needs -tally")
@@ -178,7 +186,7 @@ func (s *sim) one(ctx context.Context) error {
 		return err
 	}
 	var t sums
-	t.add(r, a.Skip)
+	t.add(r)
 	fmt.Fprintf(s.out, "sim: seed %d, hash %s, trace %016x, %s\n", r.Seed, r.Hash, r.Trace, t.text(r.Wall))
 	fmt.Fprintf(s.out, "sim: planned faults: %s\n", numbered(r.Faults))
 	if r.Violation == nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -63,7 +65,7 @@ func TestSweepKeepsTally(t *testing.T) {
 	if err != nil {
 		t.Fatal(err, out)
 	}
-	if !strings.Contains(out, "seeds 1 to 23: 23 seeds, 92 events") || !strings.Contains(out, "crash 46, cut 46, flip 46, jump 23, wipe 23;") ||
+	if !strings.Contains(out, "seeds 1 to 23: 23 seeds, 92 events") || !strings.Contains(out, "crash 46, cut 23, wipe 23;") ||
 		!strings.Contains(out, "4 run twice, 0 violations") {
 		t.Error(out)
 	}
@@ -92,6 +94,29 @@ func TestSweepKeepsTally(t *testing.T) {
 	}
 	if next, err := nextSeed(path, string(after)); err != nil || next < 25 || next > 26 {
 		t.Errorf("next %d, %v", next, err)
+	}
+}
+
+// TestTooFewSeeds: of a sweep that is cut short, and of one that is not.
+func TestTooFewSeeds(t *testing.T) {
+	out, err := simulate(t, "-n", "3", "-steps", "4", "-least", "3", "--", "-mode", "mixed")
+	if err != nil || strings.Contains(out, "TOO FEW") {
+		t.Error(err, out)
+	}
+	o, err := parse([]string{"-n", "3", "-least", "3", "-workers", "1", "-for", "10ms"}, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var short bytes.Buffer
+	s := &sim{options: o, out: &short, exec: func(_ context.Context, a machine.Args) (machine.Result, error) {
+		time.Sleep(300 * time.Millisecond) // longer than seeds are begun
+		return machine.Result{Seed: a.Seed}, nil
+	}}
+	if err := s.sweep(t.Context()); !errors.Is(err, errTooFew) || !strings.Contains(short.String(), "were run to their end, -least asks for 3\n") {
+		t.Error(err, short.String())
+	}
+	if _, err := parse([]string{"-n", "3", "-least", "4"}, io.Discard); err == nil {
+		t.Error("more than there are")
 	}
 }
 
@@ -188,6 +213,14 @@ func TestReducer(t *testing.T) {
 		if got := kept(d.result, d.args.Skip); !slices.Equal(got, needed) || d.args.Steps != 25 || !slices.Equal(d.args.Flags, []string{"-x", "-nodes", "4"}) {
 			t.Errorf("needed %v: left %v of %d steps, %v, after %d runs", needed, got, d.args.Steps, d.args.Flags, d.tried)
 		}
+	}
+}
+
+// TestFewerStepsPlanNoOthers: faults that the fewer steps do not come to are left out by name.
+func TestFewerStepsPlanNoOthers(t *testing.T) {
+	r := machine.Result{Faults: []string{"kill at=49 node=1", "cut", "flip at=50 n=7", "wipe at=149"}}
+	if got := later(r, 50); !slices.Equal(got, []int{2, 3}) {
+		t.Error(got)
 	}
 }
 

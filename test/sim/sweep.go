@@ -28,7 +28,8 @@ type sums struct {
 	counts                   map[string]int64
 }
 
-func (t *sums) add(r machine.Result, skip []int) {
+// add counts r. A planned fault counts if the guest says that it began: the run may have been over before.
+func (t *sums) add(r machine.Result) {
 	if t.faults == nil {
 		t.faults, t.counts = map[string]int64{}, map[string]int64{}
 	}
@@ -38,10 +39,14 @@ func (t *sums) add(r machine.Result, skip []int) {
 	if r.Violation != nil {
 		t.violations++
 	}
-	for i, name := range r.Faults {
-		if !slices.Contains(skip, i) {
-			kind, _, _ := strings.Cut(name, " ")
-			t.faults[kind]++
+	kinds := map[string]bool{}
+	for _, name := range r.Faults {
+		kind, _, _ := strings.Cut(name, " ")
+		kinds[kind] = true
+	}
+	for kind := range kinds {
+		if n := r.Counts["fault "+kind]; n > 0 {
+			t.faults[kind] += n
 		}
 	}
 	for name, n := range r.Counts {
@@ -95,10 +100,16 @@ func (s *sim) sweep(ctx context.Context) error {
 		fmt.Fprintf(s.out, "sim:   %s %d\n", name, c.all.counts[name])
 	}
 	s.conclude(ctx, c.bad)
-	if err == nil && len(c.bad) > 0 {
-		err = errViolation
+	switch {
+	case err != nil:
+		return err
+	case len(c.bad) > 0:
+		return errViolation
+	case c.all.seeds < s.least:
+		fmt.Fprintf(s.out, "sim: TOO FEW SEEDS: %d were run to their end, -least asks for %d\n", c.all.seeds, s.least)
+		return errTooFew
 	}
-	return err
+	return nil
 }
 
 // conclude prints the violations. The lowest seeds come last and are made smaller: one,
@@ -209,7 +220,7 @@ func (c *collector) take(d done) error {
 		delete(c.waiting, c.next)
 		c.next++
 		for _, t := range []*sums{&c.all, &c.batched} {
-			t.add(d.result, c.skip)
+			t.add(d.result)
 			if d.twice {
 				t.twice++
 			}

@@ -31,9 +31,16 @@ type checker struct {
 	leads  map[string]uint64
 	images map[uint64]string
 	homes  map[uint64]string
+	starts map[string]logStart
 	last   map[uint64]progress // of a replica in one run
 	stuck  map[string]time.Time
 	steps  int
+}
+
+// logStart is where a replica's log begins.
+type logStart struct {
+	offset  int64
+	replica uint64
 }
 
 // progress is how far a replica has come in one run of its node.
@@ -45,7 +52,7 @@ type progress struct {
 func newChecker(w *world) *checker {
 	return &checker{
 		w: w, seen: map[place]string{}, leads: map[string]uint64{}, images: map[uint64]string{}, homes: map[uint64]string{},
-		last: map[uint64]progress{}, stuck: map[string]time.Time{},
+		starts: map[string]logStart{}, last: map[uint64]progress{}, stuck: map[string]time.Time{},
 	}
 }
 
@@ -98,6 +105,7 @@ func (c *checker) step() {
 		if r == nil {
 			continue
 		}
+		r.look()
 		src := r.b.Source()
 		if c.steps%imageEvery == 0 {
 			c.image(n, src.Cluster())
@@ -115,6 +123,10 @@ func (c *checker) replica(n *node, r *run, row admin.Replica) {
 	defer c.mu.Unlock()
 	if row.State != "quarantined" && (row.AppliedIndex > row.CommitIndex || row.CommitIndex > max(row.LastIndex, row.SnapshotIndex)) {
 		w.fail("applied ≤ commit ≤ last", "node %d: %+v", n.id, row)
+	}
+	if row.State == "running" && !r.ended() {
+		c.joins(n, row)
+		c.start(n, row)
 	}
 	if row.Resting {
 		w.count("replicas seen at rest", 1)
@@ -146,6 +158,35 @@ func (c *checker) replica(n *node, r *run, row admin.Replica) {
 		w.fail("commit and applied never go back", "node %d: commit %d, applied %d, then %+v", n.id, was.commit, was.applied, row)
 	}
 	c.last[row.ReplicaID] = progress{r, row.CommitIndex, row.AppliedIndex}
+}
+
+// joins: a replica that has a snapshot has the log from it on, or from before it.
+func (c *checker) joins(n *node, row admin.Replica) {
+	if row.SnapshotIndex == 0 {
+		return // none yet
+	}
+	if row.FirstIndex > row.SnapshotIndex+1 || row.SnapshotIndex > row.LastIndex {
+		c.w.fail("the log joins its snapshot", "node %d: %+v", n.id, row)
+	}
+}
+
+// start: a replica moves its log's start by applying an entry, so it is what the others' was at that index. A partition shows
+// where its log starts before the applied index is shown, and nothing lets another goroutine run between them.
+func (c *checker) start(n *node, row admin.Replica) {
+	if row.Topic != topic || row.HighWatermark == 0 {
+		return // no partition, or one that is not there yet: the row says 0
+	}
+	key := row.Group + "/" + strconv.FormatUint(row.AppliedIndex, 10)
+	was, ok := c.starts[key]
+	switch {
+	case !ok:
+		c.starts[key] = logStart{row.LogStartOffset, row.ReplicaID}
+	case was.offset != row.LogStartOffset:
+		c.w.fail("log start moves only by apply", "node %d: replica %d of %s has log start %d at index %d, replica %d had %d",
+			n.id, row.ReplicaID, row.Group, row.LogStartOffset, row.AppliedIndex, was.replica, was.offset)
+	case was.replica != row.ReplicaID && was.offset > 0:
+		c.w.count("moved log starts compared", 1)
+	}
 }
 
 // patience is how long a follower that is there may wait for a snapshot to come to something.

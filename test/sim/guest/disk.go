@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -94,6 +95,16 @@ func (d *disk) durable() *vfs.MemFS {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mem.CrashClone(vfs.CrashCloneCfg{})
+}
+
+// durable returns what a power loss now would leave to the run, nil if the disk is not its own any more.
+func (m *mount) durable() *vfs.MemFS {
+	m.d.mu.Lock()
+	defer m.d.mu.Unlock()
+	if m.dead {
+		return nil
+	}
+	return m.MemFS.CrashClone(vfs.CrashCloneCfg{})
 }
 
 // put replaces the disk's bytes.
@@ -274,6 +285,8 @@ type file struct {
 	pebble.File
 	m    *mount
 	name string
+	// failed: a sync has. What it was to sync is unknown for good, and no later sync tells.
+	failed atomic.Bool
 }
 
 func (f *file) Write(p []byte) (int, error) {
@@ -324,7 +337,12 @@ func (f *file) sync() error {
 	if err := f.m.enter(opSync, 0); err != nil {
 		return err
 	}
+	if f.failed.Load() {
+		f.m.d.w.fail("no fsync is tried again", "node %d: %s is synced once more after a sync of it has failed", f.m.d.node, f.name)
+	}
 	if f.m.d.fails() {
+		f.failed.Store(true)
+		f.m.d.w.count("syncs failed", 1)
 		return &os.PathError{Op: "sync", Path: f.name, Err: syscall.EIO}
 	}
 	return f.File.Sync()

@@ -14,6 +14,7 @@ import (
 	"chronik/internal/broker"
 	"chronik/internal/config"
 	"chronik/internal/ident"
+	"chronik/internal/raftgroup"
 	"chronik/internal/raftlog"
 	"chronik/internal/transport"
 )
@@ -34,10 +35,12 @@ type node struct {
 
 // run is one process' life.
 type run struct {
-	b      *broker.Broker
+	b      *broker.Broker // set under mu; whoever has the run from its node may read it without
 	frames *frames
+	disk   *mount
 
 	mu   sync.Mutex
+	said *promises     // of the present session
 	over bool          // it is dead: what it does is no news
 	told bool          // to stop
 	done chan struct{} // closed when it has ended
@@ -59,6 +62,27 @@ func (r *run) ended() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.over
+}
+
+// groups returns the node's groups and their log, nil while it has none.
+func (r *run) groups() (*raftgroup.Host, *raftlog.Log) {
+	r.mu.Lock()
+	b := r.b
+	r.mu.Unlock()
+	if b == nil {
+		return nil, nil
+	}
+	return b.Groups()
+}
+
+// look has the node's quarantined replicas noted.
+func (r *run) look() {
+	r.mu.Lock()
+	said := r.said
+	r.mu.Unlock()
+	if host, _ := r.groups(); host != nil && said != nil {
+		said.look(host)
+	}
 }
 
 func kafkaAddr(id int) string { return fmt.Sprintf("127.0.0.1:%d", 9000+id) }
@@ -94,7 +118,7 @@ func (n *node) start() {
 	if n.run != nil || n.held > 0 || n.w.over() {
 		return
 	}
-	r := &run{done: make(chan struct{})}
+	r := &run{done: make(chan struct{}), disk: n.disk.mount()}
 	dead := func() error {
 		if r.ended() {
 			return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETDOWN}
@@ -102,7 +126,7 @@ func (n *node) start() {
 		return nil
 	}
 	b, err := broker.Start(context.Background(), broker.Options{
-		Config: n.cfg, Log: n.w.opt.log.With("at", n.id), FS: n.disk.mount(), Version: "sim",
+		Config: n.cfg, Log: n.w.opt.log.With("at", n.id), FS: r.disk, Version: "sim",
 		Net: broker.Net{
 			Listen: func(addr string) (net.Listener, error) {
 				if err := dead(); err != nil {
@@ -123,6 +147,13 @@ func (n *node) start() {
 				r.mu.Unlock()
 				return f
 			},
+			Send: func(s transport.Sender) transport.Sender {
+				p := &promises{Sender: s, w: n.w, n: n, r: r, out: map[ident.ReplicaID]time.Time{}}
+				r.mu.Lock()
+				r.said = p
+				r.mu.Unlock()
+				return p
+			},
 		},
 	})
 	if err != nil {
@@ -132,7 +163,10 @@ func (n *node) start() {
 		n.stopped(err)
 		return
 	}
-	r.b, n.run = b, r
+	r.mu.Lock()
+	r.b = b
+	r.mu.Unlock()
+	n.run = r
 	n.w.say(fmt.Sprintf("node %d started", n.id))
 	go n.watch(r)
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"chronik/internal/raftgroup"
 	"chronik/internal/vfs"
 )
 
@@ -32,7 +34,7 @@ func (f *fault) String() string {
 var kinds = []string{
 	"kill", "kill", "kill", "power", "power", "power", "power-all", "power-all", "kill-all", "roll", "pause", "pause",
 	"cut", "isolate", "isolate", "hole", "hole", "frames", "frames", "frames", "crawl", "delay", "slow-disk", "hung-disk", "full-disk", "bad-disk",
-	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "checkpoint", "delete-records", "cut-of-power-while-starting",
+	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "checkpoint", "delete-records", "transfer", "transfer", "cut-of-power-while-starting",
 }
 
 // makePlan draws the faults of a run.
@@ -43,6 +45,10 @@ func makePlan(w *world) []*fault {
 		f := &fault{
 			w: w, kind: kinds[rng.IntN(len(kinds))], step: 10 + rng.IntN(max(1, defaultSteps-40)), node: 1 + rng.IntN(len(w.nodes)),
 			percent: []int{0, 50, 100}[rng.IntN(3)], n: rng.IntN(1 << 30), span: time.Duration(200+rng.IntN(3000)) * time.Millisecond,
+		}
+		if f.step >= w.opt.steps { // else it would never begin
+			from := min(10, w.opt.steps-1)
+			f.step = from + (f.step-from)%(w.opt.steps-from)
 		}
 		f.peer = 1 + (f.node+rng.IntN(len(w.nodes)-1))%len(w.nodes)
 		f.ctx, f.cancel = context.WithCancel(context.Background())
@@ -153,6 +159,8 @@ func (f *fault) injectMore(n *node) {
 				cancel()
 			}
 		}
+	case "transfer":
+		f.transfer()
 	case "delete-records":
 		w.load.deleteRecords(f.ctx, int32(f.n%partitions))
 	case "wipe":
@@ -165,6 +173,35 @@ func (f *fault) injectMore(n *node) {
 			n.setSpoiled(false)
 		}
 	}
+}
+
+// transfer hands one group's leadership to another voter, whatever state that is in, as a leader does that finds another
+// better placed. The leader is one on the fault's node, or on the next that leads a group.
+func (f *fault) transfer() {
+	for i := range f.w.nodes {
+		r := f.w.nodes[(f.node-1+i)%len(f.w.nodes)].current()
+		if r == nil {
+			continue
+		}
+		host, _ := r.groups()
+		if host == nil {
+			continue
+		}
+		led := slices.DeleteFunc(host.Replicas(), func(r *raftgroup.Replica) bool { return !r.IsLeader() })
+		if len(led) == 0 {
+			continue
+		}
+		from := led[f.n%len(led)]
+		voters := slices.DeleteFunc(from.Status().Followers, func(f raftgroup.Follower) bool { return f.Learner })
+		if len(voters) == 0 {
+			continue
+		}
+		to := voters[f.n/len(led)%len(voters)]
+		f.w.say(fmt.Sprintf("leadership of group %d from replica %d to %d", from.Group(), from.ID(), to.Replica))
+		from.TransferLeadership(to.Replica)
+		return
+	}
+	f.w.count("fault without effect "+f.kind, 1)
 }
 
 // down ends nodes at once and keeps them down for a while.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,9 +38,15 @@ func main() {
 }
 
 func result(h hash.Hash, virtual time.Duration, violated string) {
+	counts := map[string]int64{"nodes": 3}
+	for i, name := range plan() {
+		if !skipped()[strconv.Itoa(i)] && i < *steps { // each begins at the step of its number
+			counts["fault "+name]++
+		}
+	}
 	r := map[string]any{
 		"seed": *seed, "steps": *steps, "hash": fmt.Sprintf("%x", h.Sum(nil)), "events": *steps,
-		"virtual_ns": virtual, "faults": plan(), "counts": map[string]int64{"nodes": 3},
+		"virtual_ns": virtual, "faults": plan(), "counts": counts,
 	}
 	code := 0
 	if violated != "" {
@@ -56,6 +63,14 @@ func result(h hash.Hash, virtual time.Duration, violated string) {
 
 func plan() []string {
 	return []string{"crash", "cut", "crash", "wipe", "jump", "cut", "flip", "flip"}
+}
+
+func skipped() map[string]bool {
+	out := map[string]bool{}
+	for s := range strings.SplitSeq(*skip, ",") {
+		out[s] = true
+	}
+	return out
 }
 
 var modes = map[string]func(io.Writer){
@@ -78,11 +93,7 @@ var modes = map[string]func(io.Writer){
 	// The violation needs some of the faults and some of the steps.
 	"violation": func(w io.Writer) {
 		fmt.Fprintln(w, "before")
-		skipped := map[string]bool{}
-		for s := range strings.SplitSeq(*skip, ",") {
-			skipped[s] = true
-		}
-		if !skipped["1"] && !skipped["6"] && *steps >= *need {
+		if s := skipped(); !s["1"] && !s["6"] && *steps >= *need {
 			result(sha256.New(), 0, "agreement")
 		}
 	},

@@ -236,6 +236,9 @@ func (s *stream) end(err error, drop bool) {
 }
 
 func (s *stream) write(b []byte) (int, error) {
+	s.n.mu.Lock() // before the stream's, as whoever resets connections takes them
+	delay, rate := s.n.delay(), s.n.rate[s.way]
+	s.n.mu.Unlock()
 	for {
 		s.mu.Lock()
 		if s.err != nil {
@@ -254,9 +257,7 @@ func (s *stream) write(b []byte) (int, error) {
 		}
 	}
 	defer s.mu.Unlock()
-	s.n.mu.Lock()
-	at, rate := time.Now().Add(s.n.delay()), s.n.rate[s.way]
-	s.n.mu.Unlock()
+	at := time.Now().Add(delay)
 	if at.Before(s.last) {
 		at = s.last
 	}

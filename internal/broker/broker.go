@@ -30,6 +30,9 @@ type Options struct {
 	FS vfs.FS
 	// Net is how the node meets clients and peers; zero: the operating system's TCP.
 	Net Net
+	// Wall tells the date, for what is stored or judged by it on other nodes too; nil: time.Now. It may step. Whatever
+	// waits goes by time.Now, which does not.
+	Wall func() time.Time
 }
 
 // Net are the ways in and out of a node that a simulated network takes over. Each may be nil.
@@ -113,6 +116,9 @@ func Start(ctx context.Context, opt Options) (*Broker, error) {
 	b := &Broker{opt: opt, log: opt.Log, fs: opt.FS, done: make(chan struct{}), reg: prometheus.NewRegistry()}
 	if b.fs == nil {
 		b.fs = vfs.Default
+	}
+	if b.opt.Wall == nil {
+		b.opt.Wall = time.Now
 	}
 	b.metrics = newMetrics(b.reg, b)
 	ls, err := b.listen()

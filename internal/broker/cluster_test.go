@@ -32,6 +32,8 @@ type trio struct {
 	fs  [4]*vfs.MemFS
 	b   [4]*Broker
 	net [4]Net // zero: real
+	// wall are the nodes' dates; nil: the real one.
+	wall [4]func() time.Time
 	// logged counts messages of all nodes.
 	logged messages
 }
@@ -100,7 +102,7 @@ func (c *trio) start(nodes ...int) {
 	for _, i := range nodes {
 		log := slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{ReplaceAttr: c.logged.count})).With("at", i)
 		c.fs[i].TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 40, AvailBytes: 1 << 39, UsedBytes: 1 << 39})
-		b, err := Start(context.Background(), Options{Config: c.cfg[i], Log: log, Version: "test", FS: c.fs[i], Net: c.net[i]})
+		b, err := Start(context.Background(), Options{Config: c.cfg[i], Log: log, Version: "test", FS: c.fs[i], Net: c.net[i], Wall: c.wall[i]})
 		if err != nil {
 			c.t.Fatal(err)
 		}

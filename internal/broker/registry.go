@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"chronik/internal/group"
 	"chronik/internal/ident"
@@ -15,6 +16,8 @@ import (
 // registry finds the serving side of a group by its id: what the host's replicas
 // are to Kafka clients. Lookups take no lock that is held for long.
 type registry struct {
+	wall func() time.Time // the coordinators'
+
 	mu         sync.RWMutex
 	partitions map[ident.GroupID]*served[*partition.Partition]
 	coords     map[ident.GroupID]*served[*group.Coordinator]
@@ -25,8 +28,9 @@ type served[T any] struct {
 	of      T
 }
 
-func newRegistry() *registry {
+func newRegistry(wall func() time.Time) *registry {
 	return &registry{
+		wall:       wall,
 		partitions: map[ident.GroupID]*served[*partition.Partition]{},
 		coords:     map[ident.GroupID]*served[*group.Coordinator]{},
 	}
@@ -72,7 +76,7 @@ func (g *registry) adopt(r *raftgroup.Replica, log *slog.Logger) error {
 	case *partition.StateMachine:
 		g.partitions[r.Group()] = &served[*partition.Partition]{r.ID(), partition.New(r, sm)}
 	case *group.StateMachine:
-		g.coords[r.Group()] = &served[*group.Coordinator]{r.ID(), group.New(r, sm, group.Options{Logger: log})}
+		g.coords[r.Group()] = &served[*group.Coordinator]{r.ID(), group.New(r, sm, group.Options{Wall: g.wall, Logger: log})}
 	case *metadata.StateMachine:
 	default:
 		return fmt.Errorf("replica %d has a state machine of unknown kind %T", r.ID(), sm)

@@ -110,7 +110,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	cfg := b.opt.Config
 	s := &session{
 		b: b, cfg: cfg, log: b.log, node: cfg.Node.ID, ls: ls,
-		meta: metadata.NewStore(), quota: wire.NewQuota(requestMemory), registry: newRegistry(), handles: segment.NewHandles(0),
+		meta: metadata.NewStore(), quota: wire.NewQuota(requestMemory), registry: newRegistry(b.opt.Wall), handles: segment.NewHandles(0),
 		away: newAbsence(), kicked: make(chan struct{}, 1), fatal: make(chan error, 4), adminAddr: cfg.Admin.Listen,
 		metaCurrent: make(chan struct{}), rebalancing: make(chan struct{}, 1), dialed: map[ident.NodeID]string{},
 		asking: map[ident.ReplicaID]bool{}, underway: map[string]bool{}, greeted: map[ident.NodeID]bool{cfg.Node.ID: true},
@@ -144,7 +144,7 @@ func (b *Broker) open(ls *listeners) (_ *session, err error) {
 	s.openedLSN = s.rlog.DurableLSN()
 	s.disk.look()
 	s.wire = wire.NewServer(wire.Options{
-		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Logger: s.log}),
+		Handler: kafka.NewHandler(kafka.Options{Cluster: cluster{s}, Metrics: b.kafka, Wall: b.opt.Wall, Logger: s.log}),
 		Memory:  s.quota, Responses: wire.NewQuota(responseMemory), Backlog: wire.NewBacklog(requestMemory),
 		MaxConns: s.maxConns(), Logger: s.log,
 	})
@@ -249,7 +249,7 @@ func (s *session) openFunc(spec raftgroup.Spec) raftgroup.OpenFunc {
 	case metadata.KindMeta:
 		return metadata.Open(s.meta)
 	case metadata.KindTopic:
-		return partition.Opener{Handles: s.handles, Crowded: s.disk.Tight}.Open
+		return partition.Opener{Handles: s.handles, Crowded: s.disk.Tight, Wall: s.b.opt.Wall}.Open
 	case metadata.KindOffsets:
 		return group.Open
 	default:

@@ -74,7 +74,7 @@ func (s *session) upkeep(ctx context.Context) {
 		case <-leaders:
 			pause(ctx)
 		case <-retention.C:
-			s.retain(s.meta.Image(), time.Now())
+			s.retain(s.meta.Image())
 			if err := s.sweepDonors(s.meta.Image()); err != nil {
 				s.log.Warn("old replica directories not removed yet", "err", err)
 			}
@@ -142,7 +142,9 @@ func (s *session) led(img *metadata.Image, fn func(ident.GroupID, *partition.Par
 	}
 }
 
-func (s *session) retain(img *metadata.Image, now time.Time) {
+// retain has old records dropped. A record's age is this node's date less the record's.
+func (s *session) retain(img *metadata.Image) {
+	now := s.b.opt.Wall()
 	s.led(img, func(group ident.GroupID, p *partition.Partition, t *metadata.Topic) {
 		set := img.Settings(t, s.node, nil)
 		if !set.Delete {

@@ -115,7 +115,7 @@ func (c *Coordinator) Delete(_ context.Context, group string, reply func(code in
 		case !c.exists(group):
 			code = errGroupNotFound
 		default:
-			c.propose(encodeDeleteGroup(nowMs(), group, false), func(code int16) {
+			c.propose(encodeDeleteGroup(c.nowMs(), group, false), func(code int16) {
 				if code == 0 {
 					c.forget(group)
 				}
@@ -179,7 +179,7 @@ func (c *Coordinator) DeleteOffsets(_ context.Context, req *kmsg.OffsetDeleteReq
 			c.later(func() { reply(resp) })
 			return
 		}
-		c.propose(encodeDeleteOffsets(nowMs(), ds), func(code int16) {
+		c.propose(encodeDeleteOffsets(c.nowMs(), ds), func(code int16) {
 			resp.ErrorCode = code
 			reply(resp)
 		})

@@ -33,7 +33,9 @@ type Options struct {
 	RetentionInterval time.Duration
 	// ProposeTimeout bounds how long a client waits for a commit [5 s].
 	ProposeTimeout time.Duration
-	Logger         *slog.Logger
+	// Wall tells the date of commits and of what expires; nil: time.Now. Sessions do not go by it.
+	Wall   func() time.Time
+	Logger *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
@@ -52,6 +54,9 @@ func (o Options) withDefaults() Options {
 		o.MaxMetadata = 4096
 	}
 	o.MaxMetadata = min(o.MaxMetadata, maxString)
+	if o.Wall == nil {
+		o.Wall = time.Now
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -311,4 +316,4 @@ func (w waiter) Applied(_ ident.Index, _ ident.Term, res raftgroup.Result, err e
 }
 
 // nowMs is the leader's time as entries carry it.
-func nowMs() int64 { return time.Now().UnixMilli() }
+func (c *Coordinator) nowMs() int64 { return c.opt.Wall().UnixMilli() }

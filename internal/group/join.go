@@ -242,7 +242,7 @@ func (c *Coordinator) replaceStatic(g *liveGroup, old, n *member, version int16)
 	join := n.join
 	n.join = nil
 	generation := g.generation
-	c.propose(encodePutGroup(nowMs(), c.snapshot(g, nil)), func(code int16) {
+	c.propose(encodePutGroup(c.nowMs(), c.snapshot(g, nil)), func(code int16) {
 		c.locked(func() {
 			if code != 0 || g.generation != generation || g.members[n.id] != n || g.state != Stable {
 				if code == 0 {
@@ -382,8 +382,8 @@ const emptyRetry = 5 * time.Second
 // holds members, the group is not deleted and its offsets do not expire.
 func (c *Coordinator) storeEmpty(g *liveGroup) {
 	meta := c.snapshot(g, nil)
-	meta.EmptySinceMs = nowMs()
-	c.propose(encodePutGroup(nowMs(), meta), func(code int16) {
+	meta.EmptySinceMs = c.nowMs()
+	c.propose(encodePutGroup(c.nowMs(), meta), func(code int16) {
 		if code == 0 {
 			return
 		}

@@ -27,7 +27,7 @@ func (c *Coordinator) Commit(_ context.Context, req *kmsg.OffsetCommitRequest, r
 			c.later(func() { answer(code) })
 			return
 		}
-		data := encodeCommit(nowMs(), req.Group, accepted)
+		data := encodeCommit(c.nowMs(), req.Group, accepted)
 		if len(data) > raftgroup.MaxEntry {
 			c.later(func() { answer(errCommitTooLarge) })
 			return
@@ -72,7 +72,7 @@ func (c *Coordinator) toCommit(req *kmsg.OffsetCommitRequest) ([]committed, int1
 	var cs []committed
 	expire := int64(0)
 	if req.RetentionTimeMillis > 0 {
-		expire = nowMs() + req.RetentionTimeMillis
+		expire = c.nowMs() + req.RetentionTimeMillis
 	}
 	for i := range req.Topics {
 		t := &req.Topics[i]

@@ -422,3 +422,41 @@ func TestFetchIsConfirmed(t *testing.T) {
 		}
 	})
 }
+
+// TestOffsetsExpireByDates: leaders' dates lie days apart. An offset goes when the leader's date is the retention time
+// after the latest date of any leader at its commit.
+func TestOffsetsExpireByDates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShard(t, 3, Options{RetentionInterval: 10 * time.Minute})
+		defer s.close()
+		const day = 24 * time.Hour
+		ahead := []time.Duration{-2 * day, 0, 2 * day}
+		for i, n := range s.nodes {
+			n.c.opt.Wall = func() time.Time { return time.Now().Add(ahead[i]) }
+		}
+		looks := func(i int, want string) {
+			t.Helper()
+			c := s.elect(i)
+			time.Sleep(15 * time.Minute)
+			synctest.Wait()
+			if got := fetchAll(c, "g"); got != want {
+				t.Fatalf("by %v: %q, want %q", ahead[i], got, want)
+			}
+		}
+		commit(t, s.elect(0), "", -1, tp{"a", 0, 1}).get() // two days ago
+		looks(2, "a-0=1 ")
+		looks(0, "a-0=1 ")
+		looks(1, "a-0=1 ")
+		commit(t, s.nodes[1].c, "", -1, tp{"b", 0, 2}).get()
+		ahead[2] = 5*day - time.Hour
+		looks(2, "a-0=1 b-0=2 ")
+		ahead[2] = 5*day + time.Hour
+		looks(2, "b-0=2 ")
+		commit(t, s.nodes[2].c, "", -1, tp{"c", 0, 3}).get() // in five days
+		commit(t, s.elect(0), "", -1, tp{"d", 0, 4}).get()   // after that, so no earlier
+		ahead[1] = 11 * day
+		looks(1, "c-0=3 d-0=4 ")
+		ahead[1] = 13 * day
+		looks(1, "")
+	})
+}

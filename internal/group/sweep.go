@@ -1,9 +1,5 @@
 package group
 
-import (
-	"time"
-)
-
 // sweepBatch is how many offsets one entry deletes, sweepBytes about what their names take at most.
 const (
 	sweepBatch = 1000
@@ -17,8 +13,8 @@ type verdict func(st *state, live map[string]bool, k offsetKey, o *Offset) bool
 // expired judges by age, at the leader's time: the offsets of a group without
 // members go when neither a commit nor a member was seen for the retention time.
 // A commit with its own expiry goes by that.
-func (c *Coordinator) expired(now time.Time) verdict {
-	nowMs, keepMs := now.UnixMilli(), c.opt.OffsetsRetention.Milliseconds()
+func (c *Coordinator) expired() verdict {
+	nowMs, keepMs := c.nowMs(), c.opt.OffsetsRetention.Milliseconds()
 	return func(st *state, live map[string]bool, k offsetKey, o *Offset) bool {
 		if live[k.group] {
 			return false
@@ -100,7 +96,7 @@ func (c *Coordinator) runSweep(sw sweep, live map[string]bool) {
 		size = 0
 		c.locked(func() {
 			if c.phase == phaseReady {
-				c.propose(encodeDeleteOffsets(nowMs(), ds), func(int16) {})
+				c.propose(encodeDeleteOffsets(c.nowMs(), ds), func(int16) {})
 			}
 		})
 		ds = ds[:0]
@@ -135,7 +131,7 @@ func (c *Coordinator) sweepGroups(st *state, live map[string]bool) int {
 				return
 			}
 			n++
-			c.propose(encodeDeleteGroup(nowMs(), id, true), func(code int16) {
+			c.propose(encodeDeleteGroup(c.nowMs(), id, true), func(code int16) {
 				if code == 0 {
 					c.forget(id)
 				}

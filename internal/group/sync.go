@@ -99,7 +99,7 @@ func (c *Coordinator) store(g *liveGroup, given []kmsg.SyncGroupRequestGroupAssi
 	}
 	g.storing = true
 	generation := g.generation
-	c.propose(encodePutGroup(nowMs(), c.snapshot(g, assignments)), func(code int16) {
+	c.propose(encodePutGroup(c.nowMs(), c.snapshot(g, assignments)), func(code int16) {
 		c.locked(func() {
 			if g.state != CompletingRebalance || g.generation != generation || !g.storing {
 				return // another rebalance has begun and has told everyone

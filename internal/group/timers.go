@@ -86,7 +86,7 @@ func (c *Coordinator) fire() {
 // due handles one timer that came up.
 func (c *Coordinator) due(t *timer, now time.Time) {
 	if t.kind == timerRetention {
-		c.startSweep(c.expired(now))
+		c.startSweep(c.expired())
 		c.schedule(&timer{at: now.Add(c.opt.RetentionInterval), kind: timerRetention})
 		return
 	}

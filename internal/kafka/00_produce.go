@@ -260,7 +260,7 @@ func (h *Handler) writeRules(t *metadata.Topic) writeRules {
 		minInsync:       s.minInsync,
 		beforeMs:        s.timestampBeforeMs,
 		afterMs:         s.timestampAfterMs,
-		now:             time.Now().UnixMilli(),
+		now:             h.wall().UnixMilli(),
 	}
 }
 

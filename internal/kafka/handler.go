@@ -17,6 +17,8 @@ type Options struct {
 	Cluster Cluster
 	// Metrics counts requests and errors; nil counts nothing.
 	Metrics *Metrics
+	// Wall tells the date that records' times are held against, or get; nil: time.Now.
+	Wall func() time.Time
 	// Logger gets what a client cannot be told; nil discards.
 	Logger *slog.Logger
 }
@@ -30,6 +32,7 @@ type Handler struct {
 	cluster Cluster
 	config  Config // the cluster's, which does not change
 	metrics *Metrics
+	wall    func() time.Time
 	log     *slog.Logger
 	// reads has room for the reads of records that run at a time. Some hundred fetches that
 	// come together would else be that many goroutines that want a processor, and a raft
@@ -49,8 +52,11 @@ var _ wire.Handler = (*Handler)(nil)
 
 // NewHandler returns a Handler over a cluster.
 func NewHandler(opt Options) *Handler {
-	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, log: opt.Logger, reads: make(chan struct{}, maxReads)}
+	h := &Handler{cluster: opt.Cluster, config: opt.Cluster.Config(), metrics: opt.Metrics, wall: opt.Wall, log: opt.Logger, reads: make(chan struct{}, maxReads)}
 	h.sessions = newFetchSessions(h.config.MaxFetchSessions, opt.Metrics)
+	if h.wall == nil {
+		h.wall = time.Now
+	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}

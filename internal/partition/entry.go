@@ -21,7 +21,7 @@ const (
 	KindLogStart Kind = 3 // the new log start offset, 8 bytes
 )
 
-// entryHeader is the kind and the leader's wall clock in front of each payload.
+// entryHeader is the kind and the leader's time in front of each payload.
 const entryHeader = 1 + 8
 
 // MaxBatch bounds a batch: with the header it is an entry that every replica takes.

@@ -116,7 +116,8 @@ func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResu
 		fail(fmt.Errorf("%w: %d bytes, at most %d are possible", record.ErrTooLarge, len(batch), MaxBatch))
 		return
 	}
-	if ok, _ := p.Leader(); !ok {
+	lead := p.leading()
+	if lead == nil {
 		fail(ErrNotLeader)
 		return
 	}
@@ -135,7 +136,15 @@ func (p *Partition) Append(batch []byte, opt AppendOptions, done func(AppendResu
 		}
 		po.MinReplicas = opt.MinISR
 	}
-	p.replica.Propose(encodeEntry(KindBatch, now.UnixMilli(), batch), po, w)
+	p.replica.Propose(encodeEntry(KindBatch, lead.stamp(now), batch), po, w)
+}
+
+// leading is this replica's role while it serves; nil: it does not.
+func (p *Partition) leading() *role {
+	if r := p.sm.role.Load(); r != nil && r.leading && p.replica.IsLeader() {
+		return r
+	}
+	return nil
 }
 
 // Leader tells whether this replica serves, and as which leader epoch.
@@ -329,12 +338,13 @@ func (p *Partition) command(ctx context.Context, kind Kind, payload []byte) erro
 }
 
 func (p *Partition) propose(ctx context.Context, kind Kind, payload []byte, w waiterFunc) {
-	if ok, _ := p.Leader(); !ok {
+	lead := p.leading()
+	if lead == nil {
 		w(nil, raftgroup.ErrNotLeader)
 		return
 	}
 	deadline, _ := ctx.Deadline()
-	p.replica.Propose(encodeEntry(kind, time.Now().UnixMilli(), payload), raftgroup.ProposeOptions{Deadline: deadline}, w)
+	p.replica.Propose(encodeEntry(kind, lead.stamp(time.Now()), payload), raftgroup.ProposeOptions{Deadline: deadline}, w)
 }
 
 // Digest tells what is stored, so that replicas can be compared.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"sync/atomic"
+	"time"
 
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
@@ -23,13 +24,18 @@ type Opener struct {
 	// Crowded, if set, tells whether the disk has no room for records. Then Apply of one says that it is full, and is
 	// called again: what segments would take is the raftlog's last. What frees room is applied, once it comes alone.
 	Crowded func() bool
+	// Wall tells the date a new partition's time begins at; nil: time.Now. Apply does not ask it (correctness rule 1).
+	Wall func() time.Time
 }
 
 // Open is a raftgroup.OpenFunc.
 func (o Opener) Open(fs vfs.FS, dir string, blob []byte, files []raftgroup.CaptureFile) (raftgroup.StateMachine, error) {
-	s := &StateMachine{fs: fs, handles: o.Handles, crowded: o.Crowded}
+	s := &StateMachine{fs: fs, handles: o.Handles, crowded: o.Crowded, wall: o.Wall}
 	if s.handles == nil {
 		s.handles = segment.NewHandles(0)
+	}
+	if s.wall == nil {
+		s.wall = time.Now
 	}
 	st, err := loadState(blob)
 	if err == nil {
@@ -72,6 +78,7 @@ type StateMachine struct {
 	fs      vfs.FS
 	handles *segment.Handles
 	crowded func() bool // nil: never
+	wall    func() time.Time
 
 	// The applier's. Everything here follows from the entries applied so far, and
 	// from nothing else (correctness rule 1).
@@ -96,6 +103,8 @@ type view struct {
 	next   int64 // HighWatermark: everything below is committed and applied
 	epochs epochTable
 	cfg    Config
+	// maxTime is the largest leader time applied.
+	maxTime int64
 	// producers is the size of the producer table.
 	producers int
 }
@@ -105,7 +114,15 @@ type role struct {
 	leader  ident.NodeID
 	epoch   int32
 	leading bool
+	// since is when this replica heard of it, and base the leader's time then, ms.
+	since time.Time
+	base  int64
 }
+
+// stamp is the leader's time, ms: that of the leaders before this one, and what passed since it leads. The date
+// is not in it. A leader whose clock is days ahead, or steps, would otherwise have every producer forgotten
+// at once, and a repeated batch appended twice or refused.
+func (r *role) stamp(now time.Time) int64 { return r.base + now.Sub(r.since).Milliseconds() }
 
 // counters since the process started. The applier adds to all of them.
 type counters struct {
@@ -130,7 +147,7 @@ func (s *StateMachine) load(dir string, st *state) error {
 
 // publish shows the state to everybody else and tells who watches.
 func (s *StateMachine) publish() {
-	s.view.Store(&view{log: s.log, start: s.log.StartOffset(), next: s.log.NextOffset(), epochs: s.epochs, cfg: s.cfg, producers: s.table.Len()})
+	s.view.Store(&view{log: s.log, start: s.log.StartOffset(), next: s.log.NextOffset(), epochs: s.epochs, cfg: s.cfg, maxTime: s.maxTime, producers: s.table.Len()})
 	s.watchers.notify()
 }
 
@@ -156,9 +173,13 @@ func (s *StateMachine) Close() error {
 	return s.log.Close()
 }
 
-// RoleChanged implements raftgroup.RoleWatcher.
+// RoleChanged implements raftgroup.RoleWatcher. One that leads has applied all of the leaders before it.
 func (s *StateMachine) RoleChanged(leader ident.NodeID, term ident.Term, leading bool) {
-	s.role.Store(&role{leader: leader, epoch: epochOf(term), leading: leading})
+	r := &role{leader: leader, epoch: epochOf(term), leading: leading, since: time.Now(), base: s.view.Load().maxTime}
+	if r.base == math.MinInt64 {
+		r.base = s.wall().UnixMilli()
+	}
+	s.role.Store(r)
 	s.watchers.notify()
 }
 

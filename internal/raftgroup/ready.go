@@ -154,10 +154,7 @@ func (r *Replica) stepRun(run []proposal) {
 		p := run[i]
 		run[i].w = nil
 		rs.last++
-		pd := pending{index: rs.last, term: rs.hs.Term, w: p.w, size: len(p.data), min: p.opt.MinReplicas, conf: p.conf}
-		if !p.opt.Deadline.IsZero() {
-			pd.deadline = p.opt.Deadline.UnixNano()
-		}
+		pd := pending{index: rs.last, term: rs.hs.Term, w: p.w, size: len(p.data), min: p.opt.MinReplicas, conf: p.conf, deadline: p.opt.Deadline}
 		r.waiters.add(pd)
 		if p.opt.Release != nil {
 			p.opt.Release(p.data) // Step has copied it: TestProposedDataIsCopied

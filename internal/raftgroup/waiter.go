@@ -14,15 +14,14 @@ import (
 // pending is a proposal that was appended and waits to be applied, or applied
 // and waits for replicas.
 type pending struct {
-	index ident.Index
-	term  ident.Term
-	w     Waiter // nil: already told
-	res   Result
-	size  int
-	min   int
-	conf  bool
-	// deadline in Unix nanoseconds; 0: none.
-	deadline int64
+	index    ident.Index
+	term     ident.Term
+	w        Waiter // nil: already told
+	res      Result
+	size     int
+	min      int
+	conf     bool
+	deadline time.Time // zero: none
 }
 
 // outcome is what a waiter is to be told, outside the lock.
@@ -51,8 +50,8 @@ type waiters struct {
 	replicated []ident.Index
 	// majority of the current voters: a commit implies that many.
 	majority int
-	// earliest is a lower bound of the deadlines in q and held; 0: none.
-	earliest int64
+	// earliest is a lower bound of the deadlines in q and held; zero: none.
+	earliest time.Time
 }
 
 // add appends pendings whose indexes are above all that wait.
@@ -63,8 +62,13 @@ func (w *waiters) add(p pending) {
 		invariant.Check(w.q[n-1].index < p.index, "waiter for index %d behind one for %d", p.index, w.q[n-1].index)
 	}
 	w.q = append(w.q, p)
-	if p.deadline != 0 && (w.earliest == 0 || p.deadline < w.earliest) {
-		w.earliest = p.deadline
+	w.bound(p.deadline)
+}
+
+// bound lowers earliest to a deadline; zero: there is none. mu is held.
+func (w *waiters) bound(deadline time.Time) {
+	if !deadline.IsZero() && (w.earliest.IsZero() || deadline.Before(w.earliest)) {
+		w.earliest = deadline
 	}
 }
 
@@ -136,22 +140,19 @@ func (w *waiters) wanting() bool {
 
 // expire ends what waited past its deadline.
 func (w *waiters) expire(now time.Time) {
-	ns := now.UnixNano()
 	w.mu.Lock()
-	if w.earliest == 0 || ns < w.earliest {
+	if w.earliest.IsZero() || now.Before(w.earliest) {
 		w.mu.Unlock()
 		return
 	}
 	var outs []outcome
-	w.earliest = 0
+	w.earliest = time.Time{}
 	note := func(p *pending) bool {
-		if p.w == nil || p.deadline == 0 {
+		if p.w == nil || p.deadline.IsZero() {
 			return false
 		}
-		if p.deadline > ns {
-			if w.earliest == 0 || p.deadline < w.earliest {
-				w.earliest = p.deadline
-			}
+		if p.deadline.After(now) {
+			w.bound(p.deadline)
 			return false
 		}
 		return true

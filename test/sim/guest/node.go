@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,9 @@ type node struct {
 	held int  // faults that keep it down
 	// spoiled says that a fault damages its raftlog, which it may refuse then.
 	spoiled bool
+
+	// ahead is how far this node's date is ahead of the clock that all share, in nanoseconds. The fault date moves it.
+	ahead atomic.Int64
 }
 
 // run is one process' life.
@@ -126,7 +130,7 @@ func (n *node) start() {
 		return nil
 	}
 	b, err := broker.Start(context.Background(), broker.Options{
-		Config: n.cfg, Log: n.w.opt.log.With("at", n.id), FS: r.disk, Version: "sim",
+		Config: n.cfg, Log: n.w.opt.log.With("at", n.id), FS: r.disk, Version: "sim", Wall: n.wall,
 		Net: broker.Net{
 			Listen: func(addr string) (net.Listener, error) {
 				if err := dead(); err != nil {
@@ -234,6 +238,9 @@ func (n *node) kill(percent int) {
 		r.b.Stop()
 	}
 }
+
+// wall is the node's date.
+func (n *node) wall() time.Time { return time.Now().Add(time.Duration(n.ahead.Load())) }
 
 // stop stops the node cleanly.
 func (n *node) stop() {

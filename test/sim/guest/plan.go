@@ -34,7 +34,7 @@ func (f *fault) String() string {
 var kinds = []string{
 	"kill", "kill", "kill", "power", "power", "power", "power-all", "power-all", "kill-all", "roll", "pause", "pause",
 	"cut", "isolate", "isolate", "hole", "hole", "frames", "frames", "frames", "crawl", "delay", "slow-disk", "hung-disk", "full-disk", "bad-disk",
-	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "checkpoint", "delete-records", "transfer", "transfer", "cut-of-power-while-starting",
+	"wipe", "wipe", "restore", "restore", "flip", "flip", "clock", "date", "date", "checkpoint", "delete-records", "transfer", "transfer", "cut-of-power-while-starting",
 }
 
 // makePlan draws the faults of a run.
@@ -151,6 +151,9 @@ func (f *fault) injectMore(n *node) {
 		n.disk.setFail(0)
 	case "clock":
 		jumpClock(int64(f.n-1<<29) * 1600) // up to a quarter of an hour either way: records from the far future are refused
+	case "date":
+		// This node's alone, from half an hour behind to three days ahead: further behind, it would refuse clients' records.
+		n.ahead.Store(int64(f.n)*(72*time.Hour.Milliseconds())>>30*int64(time.Millisecond) - int64(30*time.Minute))
 	case "checkpoint":
 		for _, n := range w.nodes {
 			if src := n.source(); src != nil {

@@ -79,11 +79,12 @@ func TestSoleVoterWaitsForItsDisk(t *testing.T) {
 		l := c.leader()
 		gate := disks[l.id].hold()
 		got := l.propose("b=1", ProposeOptions{Deadline: time.Now().Add(3 * time.Second)})
+		st := l.replica().Status()
+		close(gate)
 		isErr(t, got.err, ErrTimeout)
-		if st := l.replica().Status(); st.AppliedIndex >= st.LastIndex {
+		if st.AppliedIndex >= st.LastIndex {
 			t.Errorf("applied %d of %d while the disk syncs", st.AppliedIndex, st.LastIndex)
 		}
-		close(gate)
 		c.converge(2)
 	})
 }

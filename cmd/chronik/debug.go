@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -21,7 +20,7 @@ func newDebug() *cobra.Command {
 			Use: name + " FILE", Short: short, Args: cobra.ExactArgs(1),
 			RunE: func(c *cobra.Command, args []string) error {
 				w := bufio.NewWriter(c.OutOrStdout())
-				return errors.Join(f(vfs.Default, args[0], w), w.Flush())
+				return firstErr(f(vfs.Default, args[0], w), w.Flush())
 			},
 		}
 	}

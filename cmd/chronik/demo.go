@@ -139,7 +139,7 @@ func (f *demoFlags) run(c *cobra.Command) (err error) {
 }
 
 // inDirectory runs the story and ends every process it started.
-func (d *demo) inDirectory(ctx context.Context, dir string, keep bool) error {
+func (d *demo) inDirectory(ctx context.Context, dir string, keep bool) (err error) {
 	d.step = "start of the cluster"
 	dc, err := freeCluster(dir, demoThreshold, []string{fmt.Sprintf("snapshot.max_bytes_per_second=%d", demoRate)})
 	if err != nil {
@@ -154,7 +154,12 @@ func (d *demo) inDirectory(ctx context.Context, dir string, keep bool) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = guard.Close() }() // it finds nothing to end
+	defer func() {
+		if errors.Is(err, errNotVerified) {
+			_, _ = io.WriteString(guard, guardKeeps) // a guard that has died removes nothing
+		}
+		_ = guard.Close() // it finds nothing to end
+	}()
 	defer dc.endAll()
 	for i := range dc.Nodes {
 		if err := dc.start(i); err != nil {
@@ -286,7 +291,7 @@ func (d *demo) watch(ctx context.Context, target int64, ret *demoReturn) (after 
 	defer d.view.clear()
 	err = d.until(ctx, func() (bool, error) {
 		if !n.alive() {
-			return false, fmt.Errorf("node 3 ended%s", d.dc.lastError(n.ID))
+			return false, fmt.Errorf("node 3 ended%s", d.dc.lastError(n))
 		}
 		var all struct {
 			Transfers []admin.Transfer `json:"transfers"`

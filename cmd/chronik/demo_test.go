@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +118,22 @@ func TestDemoViewIsPlain(t *testing.T) {
 	v.end(&demoReport{Verified: true})
 	if got := out.String(); !strings.HasPrefix(got, "{\n  \"verified\": true,") {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestGuardKeeps: the guard removes a directory when its parent died, and not when it was told to keep it.
+func TestGuardKeeps(t *testing.T) {
+	for told, want := range map[string]bool{"": false, guardKeeps: true} {
+		dc := &devCluster{dir: t.TempDir()}
+		if err := dc.save(); err != nil {
+			t.Fatal(err)
+		}
+		var errs bytes.Buffer
+		if code := run(t.Context(), []string{"dev", "guard", "--data-dir", dc.dir, "--remove=true"}, strings.NewReader(told), io.Discard, &errs); code != 0 {
+			t.Errorf("told %q: exit code %d, %s", told, code, errs.String())
+		}
+		if _, err := os.Stat(dc.path()); (err == nil) != want {
+			t.Errorf("told %q: %v, want kept %t", told, err, want)
+		}
 	}
 }

@@ -29,6 +29,8 @@ type devNode struct {
 	Admin string   `json:"admin"`
 	Dir   string   `json:"dir"`
 	Argv  []string `json:"argv"`
+
+	logFrom int64 // where its log began when this process started it
 }
 
 // devCluster is DATA/dev.json: enough to kill -9 a node and start it again.
@@ -189,12 +191,12 @@ func (dc *devCluster) makeEphemeral() error {
 
 // clear removes what a dev cluster made, but for its lock.
 func (dc *devCluster) clear() {
-	made, _ := filepath.Glob(filepath.Join(dc.dir, "node-*"))
-	for _, name := range []string{"dev.json", "dev.json.tmp", ephemeralMark} {
-		made = append(made, filepath.Join(dc.dir, name))
-	}
-	for _, path := range made {
-		_ = os.RemoveAll(path) // best effort: the data is of no use to anybody
+	entries, _ := os.ReadDir(dc.dir) // no pattern: the directory's own name may look like one that matches others
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case strings.HasPrefix(name, "node-"), name == "dev.json", name == "dev.json.tmp", name == ephemeralMark:
+			_ = os.RemoveAll(filepath.Join(dc.dir, name)) // best effort: the data is of no use to anybody
+		}
 	}
 }
 
@@ -311,6 +313,9 @@ func (dc *devCluster) start(i int) error {
 		return err
 	}
 	defer func() { _ = log.Close() }() // the child has its own copy
+	if n.logFrom, err = log.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
 	cmd := exec.Command(n.Argv[0], n.Argv[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -324,8 +329,9 @@ func (dc *devCluster) start(i int) error {
 
 // guard starts a small process that outlives a SIGKILL of dev and then kills the
 // nodes dev.json names. It waits for the end of the returned pipe, which comes
-// when this process ends, however it ends. With remove it removes the cluster's directory, too.
-func (dc *devCluster) guard(remove bool) (io.Closer, error) {
+// when this process ends, however it ends. With remove it removes the cluster's directory, too,
+// unless guardKeeps was written into the pipe.
+func (dc *devCluster) guard(remove bool) (io.WriteCloser, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -350,7 +356,7 @@ func (dc *devCluster) waitReady(ctx context.Context, out io.Writer, limit time.D
 		n := &dc.Nodes[i]
 		for !ready(ctx, n.Admin) {
 			if !n.alive() {
-				return withHint(fmt.Errorf("node %d ended at start%s", n.ID, dc.lastError(n.ID)), "its log says more: "+dc.logPath(n.ID))
+				return withHint(fmt.Errorf("node %d ended at start%s", n.ID, dc.lastError(n)), "its log says more: "+dc.logPath(n.ID))
 			}
 			if time.Now().After(deadline) {
 				return withHint(fmt.Errorf("node %d is not ready after %v", n.ID, limit), "its log says more: "+dc.logPath(n.ID))
@@ -386,13 +392,25 @@ func (dc *devCluster) logPath(id int) string {
 	return filepath.Join(dc.dir, fmt.Sprintf("node-%d.log", id))
 }
 
-// lastError is the last line of a node's log that says what went wrong.
-func (dc *devCluster) lastError(id int) string {
-	b, err := os.ReadFile(dc.logPath(id))
+// lastError is the last line of a node's log that says what went wrong since its start.
+func (dc *devCluster) lastError(n *devNode) string {
+	f, err := os.Open(dc.logPath(n.ID))
 	if err != nil {
 		return ""
 	}
-	_, text, ok := strings.Cut(string(b[max(0, strings.LastIndex(string(b), "chronik: error: ")):]), "chronik: error: ")
+	defer func() { _ = f.Close() }() // read only
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return ""
+	}
+	// The log has all runs in it, and how it ended stands at its end.
+	from := max(n.logFrom, end-64<<10)
+	b := make([]byte, max(end-from, 0))
+	if _, err := f.ReadAt(b, from); err != nil {
+		return ""
+	}
+	text := string(b)
+	_, text, ok := strings.Cut(text[max(0, strings.LastIndex(text, "chronik: error: ")):], "chronik: error: ")
 	if !ok {
 		return ""
 	}

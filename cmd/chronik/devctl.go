@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -64,10 +65,33 @@ func (n *devNode) kill() error {
 	return fmt.Errorf("node %d (pid %d) does not go away", n.ID, n.PID)
 }
 
+// takeTurn waits until nobody else changes dev.json. Of two that write it at once,
+// one would lose the other's pid, and nobody would end that process.
+func takeTurn(dir string) (io.Closer, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	return d, err
+}
+
 func newDevRestart(f *devFlags) *cobra.Command {
 	return &cobra.Command{
 		Use: "restart N", Short: "start node N again (killing it first when it runs)", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if _, _, err := f.nodeArg(args); err != nil {
+				return err
+			}
+			turn, err := takeTurn(f.dataDir)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = turn.Close() }() // it ends with the process anyway
 			dc, i, err := f.nodeArg(args)
 			if err != nil {
 				return err
@@ -154,6 +178,9 @@ func newDevPs(f *devFlags) *cobra.Command {
 	return ps
 }
 
+// guardKeeps is what a guard is told that must leave the directory where it is.
+const guardKeeps = "keep\n"
+
 // newDevGuard is the process that kills the nodes once dev is gone: its stdin is
 // a pipe whose other end only dev holds.
 func newDevGuard(f *devFlags) *cobra.Command {
@@ -161,13 +188,13 @@ func newDevGuard(f *devFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use: "guard", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, _ = io.Copy(io.Discard, os.Stdin) // ends when dev ends
+			told, _ := io.ReadAll(c.InOrStdin()) // ends when dev ends
 			dc, err := loadDev(f.dataDir)
 			if err != nil {
 				return nil // --ephemeral removed it: the nodes were stopped in order
 			}
 			dc.endAll()
-			if remove {
+			if remove && string(told) != guardKeeps {
 				return os.RemoveAll(dc.dir)
 			}
 			return nil

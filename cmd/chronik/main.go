@@ -71,10 +71,11 @@ func run(ctx context.Context, args []string, in io.Reader, w, errw io.Writer) in
 	root.SetOut(out)
 	root.SetErr(errw)
 	c, err := root.ExecuteContextC(ctx)
+	gone := errors.Is(out.err, syscall.EPIPE) // who reads has seen enough; that is no error, and hides none
 	switch {
-	case errors.Is(out.err, syscall.EPIPE):
-		return 0 // who reads has seen enough
-	case out.err != nil:
+	case gone && (err == nil || errors.Is(err, syscall.EPIPE)):
+		return 0
+	case out.err != nil && !gone:
 		err = out.err
 	case err != nil && ctx.Err() != nil && isCanceled(err):
 		err = errInterrupted

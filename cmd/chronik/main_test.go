@@ -5,12 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"chronik/internal/config"
 )
@@ -64,6 +68,7 @@ func TestUsage(t *testing.T) {
 		{"dev --base-port 65400", "--base-port 65400"},
 		{"dev --snapshot-threshold -1", "want 0 or higher"},
 		{"dev kill x", "want a number"},
+		{"dev restart x", "want a number"},
 		{"start --node-id x", "node.id"},
 		{"start --node-id 0", "node.id"},
 		{"start --set node.id", "want key=value"},
@@ -96,6 +101,7 @@ func TestErrors(t *testing.T) {
 		{"verify t --bootstrap " + nobody, "no broker answers", "--bootstrap"},
 		{"produce t --file " + filepath.Join(dir, "none"), "no such file", ""},
 		{"dev ps --data-dir " + dir, "no dev cluster in " + dir, "--data-dir"},
+		{"dev restart 1 --data-dir " + dir, "no dev cluster in " + dir, "--data-dir"},
 		{"dev kill 1 --data-dir " + dir, "no dev cluster in " + dir, "--data-dir"},
 		{"config check --config " + filepath.Join(dir, "none"), "no such file", "--config"},
 		{"config check --config " + file, "did you mean node.id", ""},
@@ -142,6 +148,19 @@ func TestOutput(t *testing.T) {
 				t.Errorf("chronik %s with %v: exit code %d, want %d; stderr %q", line, c.err, code, c.code, errs.String())
 			}
 		}
+	}
+}
+
+// TestReaderLeft: a command that failed says so, even if nobody reads what it printed before.
+func TestReaderLeft(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "00000001.log")
+	if err := os.WriteFile(file, []byte("not a raftlog"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	code := run(t.Context(), []string{"debug", "raftlog", file}, strings.NewReader(""), failing{syscall.EPIPE}, &errs)
+	if code != 1 || !strings.Contains(errs.String(), "chronik: error: ") || !strings.Contains(errs.String(), file) {
+		t.Errorf("exit code %d, stderr %q", code, errs.String())
 	}
 }
 
@@ -253,5 +272,82 @@ func TestEphemeral(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != ephemeralMark {
 		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+// TestRestartsAtOnce: nodes that are restarted at the same time are all in dev.json, so that dev ends them.
+func TestRestartsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	dc := &devCluster{dir: dir}
+	for i := 1; i <= 8; i++ {
+		n := devNode{ID: i, Dir: filepath.Join(dir, "node-"+strconv.Itoa(i))}
+		n.Argv = []string{"sh", "-c", "sleep 10 & wait", n.Dir}
+		dc.Nodes = append(dc.Nodes, n)
+	}
+	lock, err := lockDev(dir)
+	if err := errors.Join(err, dc.save()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	var wg sync.WaitGroup
+	for _, n := range dc.Nodes {
+		wg.Go(func() {
+			var errs bytes.Buffer
+			if code := run(t.Context(), []string{"dev", "restart", strconv.Itoa(n.ID), "--data-dir", dir}, strings.NewReader(""), io.Discard, &errs); code != 0 {
+				t.Errorf("restart %d: exit code %d, %s", n.ID, code, errs.String())
+			}
+		})
+	}
+	wg.Wait()
+	got, err := loadDev(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range got.Nodes {
+		n := &got.Nodes[i]
+		if !n.alive() {
+			t.Errorf("node %d: pid %d of dev.json does not run", n.ID, n.PID)
+			continue
+		}
+		_ = syscall.Kill(-n.PID, syscall.SIGKILL) // with the sleep it waits for
+	}
+}
+
+// TestLastError: what a node ended with is told, and not what one of an earlier run did.
+func TestLastError(t *testing.T) {
+	dc := &devCluster{dir: t.TempDir()}
+	for said, want := range map[string]string{"killed\n": "", "chronik: error: new\nchronik: hint: x\n": ": new"} {
+		dc.Nodes = []devNode{{ID: 1, Argv: []string{"printf", "%s", said}}}
+		if err := os.WriteFile(dc.logPath(1), []byte("chronik: error: of an earlier run\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := dc.start(0); err != nil {
+			t.Fatal(err)
+		}
+		for range 500 {
+			if b, err := os.ReadFile(dc.logPath(1)); err == nil && strings.HasSuffix(string(b), said) {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if got := dc.lastError(&dc.Nodes[0]); got != want {
+			t.Errorf("after %q: %q, want %q", said, got, want)
+		}
+	}
+}
+
+// TestClearTakesNoPattern: a directory whose name is a pattern does not have the data of others removed.
+func TestClearTakesNoPattern(t *testing.T) {
+	parent := t.TempDir()
+	theirs, ours := filepath.Join(parent, "a", "node-1"), filepath.Join(parent, "[ab]", "node-1")
+	if err := errors.Join(os.MkdirAll(theirs, 0o700), os.MkdirAll(ours, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	(&devCluster{dir: filepath.Dir(ours)}).clear()
+	if _, err := os.Stat(theirs); err != nil {
+		t.Errorf("the data of others: %v", err)
+	}
+	if _, err := os.Stat(ours); err == nil {
+		t.Error("its own data is left")
 	}
 }

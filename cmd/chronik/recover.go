@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -58,7 +57,7 @@ func printRecovery(c *cobra.Command, l *listing, rep *recovery.Report, err error
 	}
 	w := c.OutOrStdout()
 	if l.asJSON() {
-		return errors.Join(err, l.print(w, rep, nil, nil))
+		return firstErr(err, l.print(w, rep, nil, nil))
 	}
 	if rep.Resumed {
 		printResumed(w, rep)

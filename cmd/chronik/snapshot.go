@@ -513,7 +513,7 @@ func newSnapshotVerify() *cobra.Command {
 }
 
 func verifySnapshots(ctx context.Context, s *archiveFlags, args []string, index uint64, all bool) ([]verifiedSnapshot, error) {
-	_, cl, err := s.open(ctx)
+	a, cl, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -544,6 +544,9 @@ func verifySnapshots(ctx context.Context, s *archiveFlags, args []string, index 
 			}
 			rows = append(rows, row)
 		}
+	}
+	if len(rows) == 0 { // a bucket that lost everything is not good
+		return nil, withHint(fmt.Errorf("nothing to verify: %s has no snapshot of cluster %s", a, cl.ID()), "are the URL, with its prefix, and --cluster right?")
 	}
 	return rows, nil
 }
@@ -616,7 +619,7 @@ func newSnapshotDownload() *cobra.Command {
 func downloadSnapshot(c *cobra.Command, cl *archive.Cluster, g ident.GroupID, index uint64, dir string) (*archive.Manifest, error) {
 	ctx := c.Context()
 	if index == 0 {
-		return cl.DownloadNewest(ctx, g, 0, vfs.Default, dir, func(r archive.Ref, err error) {
+		return cl.DownloadNewest(ctx, g, vfs.Default, dir, func(r archive.Ref, err error) {
 			fmt.Fprintf(c.ErrOrStderr(), "chronik: the snapshot at index %d is damaged, going back to the one before it: %v\n", r.Index, err)
 		})
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 )
 
 // ErrNotFound is what a Source answers about a topic, partition or replica it does not have: 404.
@@ -77,15 +78,20 @@ func NewServer(src Source, reg *prometheus.Registry, log *slog.Logger) *Server {
 	return &Server{
 		http: &http.Server{
 			Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10,
+			IdleTimeout: time.Minute, WriteTimeout: 5 * time.Minute,
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 		log: log,
 	}
 }
 
+// maxConnections bounds what is open at a time: the files of a node are for its log and its clients. Who
+// comes beyond waits until another goes, a minute after its last word at the latest.
+const maxConnections = 256
+
 // Serve answers on l until Close.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("admin: serve %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -165,9 +165,17 @@ func parseRef(o bucket.Object) (Ref, bool) {
 }
 
 // Manifest reads a snapshot's manifest. It judges the bytes by their hash and by
-// the place they were found in.
+// the place they were found in, and reads them again before it calls them damaged.
 func (c *Cluster) Manifest(ctx context.Context, r Ref) (*Manifest, error) {
-	if r.ManifestBytes > MaxManifestBytes {
+	m, err := c.readManifest(ctx, r)
+	if errors.Is(err, ErrCorrupt) {
+		m, err = c.readManifest(ctx, r)
+	}
+	return m, err
+}
+
+func (c *Cluster) readManifest(ctx context.Context, r Ref) (*Manifest, error) {
+	if r.ManifestBytes < 0 || r.ManifestBytes > MaxManifestBytes {
 		return nil, c.corrupt(r.Object, "%d bytes, at most %d", r.ManifestBytes, MaxManifestBytes)
 	}
 	b := make([]byte, r.ManifestBytes)
@@ -195,24 +203,41 @@ func (c *Cluster) corrupt(object, format string, args ...any) error {
 // Newest returns the newest snapshot of a group whose manifest can be read.
 // skipped, if set, hears of those before it. A store that does not answer is an
 // error, not a reason to go back. ErrNoSnapshot: there is none.
-func (c *Cluster) Newest(ctx context.Context, g ident.GroupID, skipped func(Ref, error)) (*Manifest, error) {
-	refs, err := c.Snapshots(ctx, g)
-	if err != nil {
-		return nil, err
+func (c *Cluster) Newest(ctx context.Context, g ident.GroupID, skipped func(Ref, error)) (m *Manifest, err error) {
+	err = c.TryNewest(ctx, g, func(r Ref) (err error) {
+		m, err = c.Manifest(ctx, r)
+		return err
+	}, skipped)
+	return m, err
+}
+
+// TryNewest calls use for a group's snapshots, newest first, until one is not
+// damaged. skipped, if set, hears of those that are. ErrNoSnapshot: all are. A
+// running cluster may have replaced those that were listed: then it looks again.
+func (c *Cluster) TryNewest(ctx context.Context, g ident.GroupID, use func(Ref) error, skipped func(Ref, error)) error {
+	tried := map[string]bool{}
+	for again := true; again; {
+		refs, err := c.Snapshots(ctx, g)
+		if err != nil {
+			return err
+		}
+		again = false
+		for _, r := range refs {
+			if tried[r.Object] {
+				continue
+			}
+			tried[r.Object] = true
+			err := use(r)
+			if err == nil || !isDamage(err) {
+				return err
+			}
+			again = again || errors.Is(err, ErrIncomplete)
+			if skipped != nil {
+				skipped(r, err)
+			}
+		}
 	}
-	for _, r := range refs {
-		m, err := c.Manifest(ctx, r)
-		if err == nil {
-			return m, nil
-		}
-		if !isDamage(err) {
-			return nil, err
-		}
-		if skipped != nil {
-			skipped(r, err)
-		}
-	}
-	return nil, fmt.Errorf("object store %s: cluster %s, group %d: %w that can be read, of %d", c.b, c.id, g, ErrNoSnapshot, len(refs))
+	return fmt.Errorf("object store %s: cluster %s, group %d: %w that can be used, of %d", c.b, c.id, g, ErrNoSnapshot, len(tried))
 }
 
 // isDamage tells a snapshot that is not what it should be from a store that does not answer.

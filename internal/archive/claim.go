@@ -81,16 +81,42 @@ func (cl *Claim) name(term ident.Term) string {
 
 // fence returns ErrDeposed once there is a claim of a higher term, else the lower ones.
 func (cl *Claim) fence(ctx context.Context) (lower []string, err error) {
-	err = cl.c.b.List(ctx, cl.c.groupDir(cl.group)+termsDir, func(o bucket.Object) error {
-		term, err := strconv.ParseUint(o.Name[strings.LastIndexByte(o.Name, '/')+1:], 16, 64)
+	err = cl.c.claims(ctx, cl.group, func(o bucket.Object, term ident.Term) error {
 		switch {
-		case err != nil: // not a claim
-		case ident.Term(term) > cl.term:
+		case term > cl.term:
 			return fmt.Errorf("object store %s: %s: %w (this one's is %d)", cl.c.b, o.Name, ErrDeposed, cl.term)
-		case ident.Term(term) < cl.term:
+		case term < cl.term:
 			lower = append(lower, o.Name)
 		}
 		return nil
 	})
 	return lower, err
+}
+
+// claims calls fn for every claim of the group. It ends with fn's error.
+func (c *Cluster) claims(ctx context.Context, g ident.GroupID, fn func(o bucket.Object, term ident.Term) error) error {
+	return c.b.List(ctx, c.groupDir(g)+termsDir, func(o bucket.Object) error {
+		term, err := strconv.ParseUint(o.Name[strings.LastIndexByte(o.Name, '/')+1:], 16, 64)
+		if err != nil {
+			return nil // not a claim
+		}
+		return fn(o, ident.Term(term))
+	})
+}
+
+// HighestTerm is the highest in which a leader of the group has claimed it or uploaded
+// a snapshot, readable or not; 0 if none has.
+func (c *Cluster) HighestTerm(ctx context.Context, g ident.GroupID) (highest ident.Term, err error) {
+	refs, err := c.Snapshots(ctx, g)
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range refs {
+		highest = max(highest, r.LeaderTerm)
+	}
+	err = c.claims(ctx, g, func(_ bucket.Object, term ident.Term) error {
+		highest = max(highest, term)
+		return nil
+	})
+	return highest, err
 }

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +22,8 @@ type Collected struct {
 	// NewestIncomplete: the newest snapshot lacks an object, cannot be read, or is
 	// not there: it wants uploading again.
 	NewestIncomplete bool
+	// Unfinished: the look at the manifests grew old while things were removed.
+	Unfinished bool
 }
 
 // Collect keeps the newest snapshots of the group, keep indexes that are whole,
@@ -46,6 +49,8 @@ type collection struct {
 	there map[Sum]int64
 	named map[Sum]bool
 	drop  []Ref
+
+	removed int // objects of any kind
 }
 
 func (g *collection) run(ctx context.Context) error {
@@ -66,6 +71,16 @@ func (g *collection) run(ctx context.Context) error {
 	if err := g.choose(ctx); err != nil {
 		return err
 	}
+	err = g.removeAll(ctx, lower)
+	if err != nil && g.removed > 0 && errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(g.until) {
+		g.out.Unfinished = true // the store answers, there is much to remove
+		return nil
+	}
+	return err
+}
+
+// removeAll removes what choose found, and lower, the claims below this one.
+func (g *collection) removeAll(ctx context.Context, lower []string) error {
 	for _, r := range g.drop {
 		invariant.Point("archive.collect.manifest")
 		if err := g.remove(ctx, r.Object); err != nil {
@@ -165,5 +180,9 @@ func (g *collection) remove(ctx context.Context, name string) error {
 	if time.Now().After(g.until) {
 		return context.DeadlineExceeded
 	}
-	return g.cl.c.b.Delete(ctx, name)
+	if err := g.cl.c.b.Delete(ctx, name); err != nil {
+		return err
+	}
+	g.removed++
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"syscall"
 
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
@@ -53,6 +54,11 @@ func (c *Cluster) download(ctx context.Context, m *Manifest, fs vfs.FS, dir stri
 		return err
 	}
 	if err := checkStaged(m, fs, staging); err != nil {
+		// Every byte was what the store's hash says: what the operating system fails
+		// to read back is no damage of the snapshot, whatever the reader calls it.
+		if errno, ok := errors.AsType[syscall.Errno](err); ok {
+			return fmt.Errorf("read back what was written: %w: %v", errno, err)
+		}
 		return err
 	}
 	invariant.Point("archive.download.synced")
@@ -117,31 +123,14 @@ func checkStaged(m *Manifest, fs vfs.FS, dir string) error {
 	return f.Verify()
 }
 
-// DownloadNewest downloads the newest snapshot of a group that is whole, with
-// an index of at most max if that is not 0. skipped, if set, hears of newer ones
-// that are not, and why.
-func (c *Cluster) DownloadNewest(ctx context.Context, g ident.GroupID, max ident.Index, fs vfs.FS, dir string, skipped func(Ref, error)) (*Manifest, error) {
-	refs, err := c.Snapshots(ctx, g)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range refs {
-		if max != 0 && r.Index > max {
-			continue
-		}
-		m, err := c.Manifest(ctx, r)
-		if err == nil {
+// DownloadNewest downloads the newest snapshot of a group that is whole. skipped,
+// if set, hears of newer ones that are not, and why.
+func (c *Cluster) DownloadNewest(ctx context.Context, g ident.GroupID, fs vfs.FS, dir string, skipped func(Ref, error)) (m *Manifest, err error) {
+	err = c.TryNewest(ctx, g, func(r Ref) (err error) {
+		if m, err = c.Manifest(ctx, r); err == nil {
 			err = c.Download(ctx, m, fs, dir)
 		}
-		if err == nil {
-			return m, nil
-		}
-		if !isDamage(err) {
-			return nil, err
-		}
-		if skipped != nil {
-			skipped(r, err)
-		}
-	}
-	return nil, fmt.Errorf("object store %s: cluster %s, group %d: %w that is whole, of %d", c.b, c.id, g, ErrNoSnapshot, len(refs))
+		return err
+	}, skipped)
+	return m, err
 }

@@ -180,7 +180,7 @@ func (r *rig) fetch() (*Manifest, vfs.FS, []error) {
 	r.t.Helper()
 	fs := vfs.NewCrashableMem()
 	var skipped []error
-	m, err := r.c.DownloadNewest(r.t.Context(), testGroup, 0, fs, "/d/g1", func(_ Ref, err error) { skipped = append(skipped, err) })
+	m, err := r.c.DownloadNewest(r.t.Context(), testGroup, fs, "/d/g1", func(_ Ref, err error) { skipped = append(skipped, err) })
 	noErr(r.t, err)
 	return m, fs, skipped
 }

@@ -340,12 +340,15 @@ func (m *Manager) upload(ctx context.Context, cl *Claim, l Led) (Uploaded, error
 func (m *Manager) collect(ctx context.Context, g *managed, l Led) error {
 	got, err := g.claim.Collect(ctx, m.opt.Keep)
 	m.stats.collected(got)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g.collectAt = time.Now() // also where nothing is uploaded any more
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	g.collectAt = time.Now().Add(m.opt.Write.Grace / 4)
+	if !got.Unfinished {
+		g.collectAt = g.collectAt.Add(m.opt.Write.Grace / 4)
+	}
 	if g.term == l.Term && got.NewestIncomplete {
 		g.uploaded = 0 // and the next checkpoint, or this one, is uploaded
 		g.claim = nil

@@ -200,6 +200,61 @@ func TestManagerReplacesWhatIsLost(t *testing.T) {
 	})
 }
 
+// TestManagerCollectsAfterAFailure also if nothing more is uploaded: else nobody sees what is lost.
+func TestManagerCollectsAfterAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedLog
+		l, m := manage(t, &log)
+		l.b.Fault(func(op bucket.Op, _ string) error {
+			if op == bucket.OpDelete {
+				return errors.New("slow down")
+			}
+			return nil
+		})
+		l.take(10)
+		time.Sleep(3 * time.Second)
+		l.b.Fault(nil)
+		if st := m.Stats(); st.Uploads != 1 || st.Failures == 0 {
+			t.Fatalf("%+v\n%s", st, log.String())
+		}
+		time.Sleep(time.Minute)
+		if n := l.count("terms"); n != 1 {
+			t.Errorf("%d claims, one of them is the predecessor's", n)
+		}
+		for _, n := range l.b.Names("") {
+			l.b.Lose(n)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if l.newest() != 10 {
+			t.Fatal("what was lost is not there again")
+		}
+	})
+}
+
+// TestMuchGarbageIsNoFailure: what one look at the manifests does not suffice for is removed with the next ones.
+func TestMuchGarbageIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedLog
+		l, m := manage(t, &log)
+		for i := range 50 {
+			noErr(t, l.b.Put(t.Context(), l.c.objectName(testGroup, Sum{byte(i)}), []byte("left by an upload that died")))
+		}
+		l.b.Fault(func(op bucket.Op, _ string) error {
+			if op == bucket.OpDelete {
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		l.take(10)
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if st := m.Stats(); st.Failures != 0 || st.ObjectsRemoved != 50 || l.count("terms") != 1 {
+			t.Fatalf("%+v, %d claims\n%s", st, l.count("terms"), log.String())
+		}
+	})
+}
+
 // TestUploadNow goes to the store whatever the interval says, and tells who does not lead.
 func TestUploadNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

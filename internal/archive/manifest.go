@@ -184,7 +184,7 @@ func decodeManifest(b []byte) (*Manifest, error) {
 	}
 	if v := d.u8("version"); d.err == nil {
 		if err := format.Check(int(v), manVersion); err != nil {
-			return nil, d.wrong(8, "%v", err)
+			return nil, fmt.Errorf("%w at byte 8 of %d: %w", ErrCorrupt, len(b), err)
 		}
 	}
 	if d.err == nil && len(b) < manFixed+sha256.Size {

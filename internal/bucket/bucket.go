@@ -75,20 +75,28 @@ func Open(rawURL string, opt Options) (Bucket, error) {
 	}
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, fmt.Errorf("object store %q is no URL", rawURL) // the error may quote a secret
+		return nil, errors.New("object store: its URL is none") // the error quotes it, and with it perhaps a secret
 	}
 	switch {
 	case u.User != nil:
-		return nil, fmt.Errorf("object store %s: credentials belong into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)", u.Redacted())
+		return nil, fmt.Errorf("object store %s: credentials belong into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)", shown(u))
 	case u.Scheme == "file" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
 		if u.RawQuery != "" {
-			return nil, fmt.Errorf("object store %s: a directory takes no parameters", rawURL)
+			return nil, fmt.Errorf("object store %s: a directory takes no parameters", shown(u))
 		}
 		return newDir(opt, u.Path), nil
 	case u.Scheme == "s3" && u.Host != "":
 		return openS3(u, opt)
 	}
-	return nil, fmt.Errorf("object store %q: want file:///directory or s3://bucket/prefix", rawURL)
+	return nil, fmt.Errorf("object store %q: want file:///directory or s3://bucket/prefix", shown(u))
+}
+
+// shown is what errors say of a URL that was refused: who puts credentials into it
+// does so as user and password, or as parameters.
+func shown(u *url.URL) string {
+	s := *u
+	s.User, s.Opaque, s.RawQuery, s.Fragment, s.RawFragment = nil, "", "", "", ""
+	return s.String()
 }
 
 // checkName refuses what could leave the prefix or not be stored everywhere alike.

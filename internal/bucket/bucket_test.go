@@ -112,6 +112,51 @@ func TestHungDirectory(t *testing.T) {
 	}
 }
 
+// slow is a file system whose syncs of files do not return until told.
+type slow struct {
+	vfs.FS
+	release, synced chan struct{}
+}
+
+func (s slow) Create(name string, c pebblevfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := s.FS.Create(name, c)
+	return slowFile{f, s}, err
+}
+
+type slowFile struct {
+	vfs.File
+	s slow
+}
+
+func (f slowFile) Sync() error {
+	<-f.s.release
+	defer close(f.s.synced)
+	return f.File.Sync()
+}
+
+// TestGivenUpIsNotWritten: what was answered with an error is not there much later, when nobody looks for what it needs.
+func TestGivenUpIsNotWritten(t *testing.T) {
+	s := slow{vfs.NewCrashableMem(), make(chan struct{}), make(chan struct{})}
+	b := open(t, "file:///s", bucket.Options{FS: s, Stall: 20 * time.Millisecond})
+	if err := b.PutIfAbsent(t.Context(), "d/late", []byte("x")); !errors.Is(err, bucket.ErrStalled) {
+		t.Fatal(err)
+	}
+	close(s.release)
+	<-s.synced
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		left, err := vfs.List(s.FS, "/s/.tmp")
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("%v is left, %v", left, err)
+		}
+		if len(left) == 0 {
+			break
+		}
+	}
+	if _, err := b.ReadAt(t.Context(), "d/late", make([]byte, 1), 0); !errors.Is(err, bucket.ErrNotFound) {
+		t.Fatalf("it is there: %v", err)
+	}
+}
+
 func TestURLs(t *testing.T) {
 	for url, want := range map[string]string{
 		"file://relative":                 "want file:///directory",
@@ -129,7 +174,13 @@ func TestURLs(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", url, err)
 		}
-		if err != nil && strings.Contains(err.Error(), "secret@") {
+	}
+	for _, url := range []string{ // secrets have slashes in them, and what makes a URL none
+		"s3://key:hunter2@bkt", "s3://hunter2@bkt", "s3://key:hunter2/+x@bkt", "s3://key:hunter2%zz@bkt", "s3://bkt?secret_key=hunter2",
+		"s3://bkt?endpoint=https://key:hunter2@h", "s3://bkt/../.x?region=hunter2", "https://h?sig=hunter2", "file:///d?token=hunter2",
+		"s3:key:hunter2@bkt",
+	} {
+		if _, err := bucket.Open(url, bucket.Options{}); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: the error tells the secret: %v", url, err)
 		}
 	}
@@ -148,6 +199,14 @@ func TestS3Answers(t *testing.T) {
 		case strings.HasSuffix(r.URL.Path, "/denied"):
 			w.WriteHeader(http.StatusForbidden)
 			_, _ = io.WriteString(w, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+		case strings.HasSuffix(r.URL.Path, "/absent"):
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<Error><Code>NoSuchKey</Code></Error>")
+		case strings.HasSuffix(r.URL.Path, "/page"): // a proxy that does not reach the object store
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<html><body>404 page not found</body></html>")
+		case strings.HasSuffix(r.URL.Path, "/empty"):
+			w.WriteHeader(http.StatusNotFound)
 		case strings.HasSuffix(r.URL.Path, "/silent"):
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-hang
@@ -186,6 +245,14 @@ func TestS3Answers(t *testing.T) {
 	}
 	if _, err := b.ReadAt(t.Context(), "whole", make([]byte, 10), 20); err == nil || !strings.Contains(err.Error(), "ignores ranges") {
 		t.Fatal(err)
+	}
+	if _, err := b.ReadAt(t.Context(), "absent", make([]byte, 1), 0); !errors.Is(err, bucket.ErrNotFound) {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"page", "empty"} {
+		if _, err := b.ReadAt(t.Context(), name, make([]byte, 1), 0); err == nil || errors.Is(err, bucket.ErrNotFound) || !strings.Contains(err.Error(), "404") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -196,6 +196,9 @@ func (d *directory) writeTmp(ctx context.Context, tmp string, data []byte, moved
 	if err == nil {
 		err = f.Sync()
 	}
+	if err == nil {
+		err = ctx.Err() // a sync may have hung for long: nobody waits any more
+	}
 	return errors.Join(err, f.Close())
 }
 

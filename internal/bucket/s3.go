@@ -40,7 +40,7 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 	endpoint, region := defaultEndpoint, os.Getenv("AWS_REGION")
 	for key, vs := range u.Query() {
 		if len(vs) != 1 || vs[0] == "" {
-			return nil, fmt.Errorf("object store %s: parameter %s wants one value", u, key)
+			return nil, fmt.Errorf("object store %s: parameter %s wants one value", shown(u), key)
 		}
 		switch key {
 		case "endpoint":
@@ -48,7 +48,7 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 		case "region":
 			region = vs[0]
 		default:
-			return nil, fmt.Errorf("object store %s: unknown parameter %q: want endpoint or region", u, key)
+			return nil, fmt.Errorf("object store %s: unknown parameter %q: want endpoint or region", shown(u), key)
 		}
 	}
 	if region == "" {
@@ -56,7 +56,7 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 	}
 	e, err := url.Parse(endpoint)
 	if err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https" || strings.Trim(e.Path, "/") != "" || e.User != nil || e.RawQuery != "" {
-		return nil, fmt.Errorf("object store s3://%s: endpoint %q: want http://host:port or https://host", u.Host, endpoint)
+		return nil, fmt.Errorf("object store %s: its endpoint is not http://host:port or https://host", shown(u))
 	}
 	if err := s3utils.CheckValidBucketName(u.Host); err != nil {
 		return nil, fmt.Errorf("object store s3://%s: %w", u.Host, err)
@@ -64,7 +64,7 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 	s := &s3Bucket{bucket: u.Host, prefix: strings.Trim(path.Clean("/"+u.Path), "/"), url: u.String()}
 	if s.prefix != "" {
 		if err := checkName(s.prefix); err != nil {
-			return nil, fmt.Errorf("object store %s: prefix: %w", u, err)
+			return nil, fmt.Errorf("object store %s: prefix: %w", shown(u), err)
 		}
 		s.prefix += "/"
 	}
@@ -80,7 +80,7 @@ func openS3(u *url.URL, opt Options) (Bucket, error) {
 		Transport: &stallTransport{next: tr, stall: opt.Stall}, MaxRetries: s3Tries,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("object store %s: %w", u, err)
+		return nil, fmt.Errorf("object store %s: %w", shown(u), err)
 	}
 	s.core = minio.Core{Client: client}
 	return s, nil
@@ -95,6 +95,8 @@ func (s *s3Bucket) wrap(op, name string, err error) error {
 		return nil
 	}
 	switch r := minio.ToErrorResponse(err); {
+	case r.Code == minio.NoSuchKey && r.XMLName.Local == "": // minio's guess: a snapshot would count as damaged for it
+		err = errors.New("404 from something that does not speak S3: it is not known whether the object is there")
 	case r.Code == minio.NoSuchKey:
 		err = fmt.Errorf("%w: %w", ErrNotFound, err)
 	case r.Code == minio.PreconditionFailed || r.StatusCode == http.StatusPreconditionFailed:

@@ -107,11 +107,11 @@ func TestDottedAndInlineKeys(t *testing.T) {
 
 func TestOrder(t *testing.T) {
 	env := []string{"CHRONIK_NODE_ID=3", "CHRONIK_SNAPSHOT_THRESHOLD_ENTRIES=50", "CHRONIK_ADVERTISED_ADDR=alias:1", "CHRONIK_KAFKA_ADVERTISED=full:2", "HOME=/", "CHRONIK_BOOTSTRAP=x"}
-	c, err := load(t, full, env, map[string]string{"node.id": "4", "snapshot.keep_entries": "7"})
+	c, err := load(t, full, env, map[string]string{"node.id": "1", "snapshot.keep_entries": "7"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Node.ID != 4 || c.Snapshot.ThresholdEntries != 50 || c.Snapshot.KeepEntries != 7 || c.Kafka.Advertised != "full:2" || c.Node.DataDir != "/var/lib/chronik" {
+	if c.Node.ID != 1 || c.Snapshot.ThresholdEntries != 50 || c.Snapshot.KeepEntries != 7 || c.Kafka.Advertised != "full:2" || c.Node.DataDir != "/var/lib/chronik" {
 		t.Errorf("%+v", c)
 	}
 	c, err = load(t, "", []string{"CHRONIK_KAFKA_ADVERTISED=full:2", "CHRONIK_ADVERTISED_ADDR=alias:1"}, nil)
@@ -209,13 +209,16 @@ func TestBroken(t *testing.T) {
 		{toml: "[cluster]\npeers = 3\n", msg: "chronik.toml:2: cluster.peers: want nodes such as 1@host:9192,2@host:9192, got the integer 3"},
 		{toml: "[cluster]\nmin_insync_replicas = 4\n", msg: "cluster.min_insync_replicas (chronik.toml:2) is 4, more than cluster.replication_factor (3)", hint: "acks=all"},
 		{toml: "[cluster]\nreplication_factor = 1\n", msg: "cluster.min_insync_replicas is 2, more than cluster.replication_factor (chronik.toml:2) (1)"},
+		{toml: "[node]\nid = 4\n[cluster]\npeers = '1@far:9192'\n", msg: "raft.listen is 127.0.0.1:9192, to which node 1 at far:9192 cannot connect: this node is not in cluster.peers (chronik.toml:4), joins those, and tells them its raft.listen", hint: "an address of this host"},
+		{toml: "[node]\nid = 4\n[cluster]\npeers = '1@far:9192'\n[raft]\nlisten = ':9192'\n", msg: "raft.listen (chronik.toml:6) is :9192, to which node 1 at far:9192 cannot connect: this node is not in cluster.peers (chronik.toml:4), joins those, and tells them its raft.listen", hint: "an address of this host"},
 		{toml: "[cluster]\npeers = '1@far:9192'\n[raft]\nlisten = '127.0.0.1:9192'\n", msg: "raft.listen (chronik.toml:4) is 127.0.0.1:9192, but cluster.peers (chronik.toml:2) tells the others to connect to far:9192", hint: ":9192"},
 		{toml: "[raft]\nelection_timeout = '150ms'\n", msg: "raft.election_timeout (chronik.toml:2) is 150ms, less than twice raft.heartbeat_interval (100ms)"},
 		{toml: "[raftlog]\nmax_bytes = '100MiB'\n", msg: "raftlog.max_bytes (chronik.toml:2) is 100MiB, less than twice raftlog.file_bytes (64MiB)", hint: "two files"},
-		{toml: "[object_store]\nurl = 'gs://bucket'\n", msg: "chronik.toml:2: object_store.url: \"gs://bucket\": want file:// or s3://"},
-		{toml: "[object_store]\nurl = 'file://relative/dir'\n", msg: "chronik.toml:2: object_store.url: \"file://relative/dir\": want file:///absolute/directory"},
-		{toml: "[object_store]\nurl = 's3:bucket'\n", msg: "chronik.toml:2: object_store.url: \"s3:bucket\": want s3://bucket/prefix"},
-		{toml: "[object_store]\nurl = 's3://%zz'\n", msg: "chronik.toml:2: object_store.url: \"s3://%zz\" is no URL"},
+		{toml: "[object_store]\nurl = 'gs://bucket'\n", msg: "chronik.toml:2: object_store.url: want file:// or s3://"},
+		{toml: "[object_store]\nurl = 'file://relative/dir'\n", msg: "chronik.toml:2: object_store.url: want file:///absolute/directory"},
+		{toml: "[object_store]\nurl = 's3:bucket'\n", msg: "chronik.toml:2: object_store.url: want s3://bucket/prefix"},
+		{toml: "[object_store]\nurl = 's3://%zz'\n", msg: "chronik.toml:2: object_store.url: it is no URL"},
+		{env: "CHRONIK_OBJECT_STORE_URL=s3://key:a/secret@bucket", msg: "environment CHRONIK_OBJECT_STORE_URL: object_store.url: it is no URL"},
 
 		{env: "CHRONIK_NODE_ID=one", msg: "environment CHRONIK_NODE_ID: node.id: want an integer, got \"one\"", hint: "the default is 1"},
 		{env: "CHRONIK_NODEID=1", msg: "environment: CHRONIK_NODEID is no setting; did you mean CHRONIK_NODE_ID?", hint: "underscores for dots"},
@@ -296,7 +299,7 @@ func TestRaftListenInACluster(t *testing.T) {
 		"1@far:9500,2@h:1":      ":9500",
 		"1@127.0.0.1:9501":      "127.0.0.1:9501",
 		"1@localhost:9502":      "localhost:9502",
-		"2@elsewhere:9503":      "127.0.0.1:9192", // a node that joins
+		"2@127.0.0.1:9503":      "127.0.0.1:9192", // a node that joins
 		"1@[2001:db8::1]:9504 ": ":9504",
 	} {
 		c, err := load(t, "", nil, map[string]string{"cluster.peers": peers})

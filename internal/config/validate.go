@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"slices"
 )
 
 // Validate checks what no setting can check alone. Errors are *Error and name
@@ -78,12 +79,31 @@ func (c *Config) checkCluster() error {
 		return c.errorf("no write with acks=all could ever succeed", "%s is %d, more than %s (%d)",
 			c.at("cluster.min_insync_replicas"), c.Cluster.MinInsyncReplicas, c.at("cluster.replication_factor"), c.Cluster.ReplicationFactor)
 	}
-	if host, _, _ := net.SplitHostPort(c.Raft.Listen); isLoopback(host) {
+	host, _, _ := net.SplitHostPort(c.Raft.Listen)
+	if err := c.checkJoiner(host); err != nil {
+		return err
+	}
+	if isLoopback(host) {
 		for _, p := range c.Cluster.Peers {
 			if h, _, _ := net.SplitHostPort(p.Addr); p.ID == c.Node.ID && !isLoopback(h) {
 				return c.errorf("leave raft.listen empty, or listen on :"+portOf(p.Addr),
 					"%s is %s, but %s tells the others to connect to %s", c.at("raft.listen"), c.Raft.Listen, c.at("cluster.peers"), p.Addr)
 			}
+		}
+	}
+	return nil
+}
+
+// checkJoiner: a node that is not among its peers joins them, and registers raft.listen for them to connect to.
+func (c *Config) checkJoiner(host string) error {
+	if !isLoopback(host) && !isWildcard(host) || slices.ContainsFunc(c.Cluster.Peers, func(p Peer) bool { return p.ID == c.Node.ID }) {
+		return nil
+	}
+	for _, p := range c.Cluster.Peers {
+		if h, _, _ := net.SplitHostPort(p.Addr); !isLoopback(h) {
+			return c.errorf("set raft.listen to an address of this host that they reach",
+				"%s is %s, to which node %d at %s cannot connect: this node is not in %s, joins those, and tells them its raft.listen",
+				c.at("raft.listen"), c.Raft.Listen, p.ID, p.Addr, c.at("cluster.peers"))
 		}
 	}
 	return nil

@@ -112,3 +112,42 @@ func TestRestoreOnAFailingDisk(t *testing.T) {
 		holds(t, disk, identityOf(t, disk).Cluster, records)
 	}
 }
+
+// TestRestoreAndAnErrorOfTheDisk has one operation on the new replicas' files fail, each in turn, reads too: that says
+// nothing about the snapshots. The command fails; it does not begin a partition anew, empty.
+func TestRestoreAndAnErrorOfTheDisk(t *testing.T) {
+	old, records := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	failed := 0
+	for n := 0; ; n++ {
+		disk := vfs.NewCrashableMem()
+		count := 0
+		rep, err := restore(t, errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if strings.Contains(op.Path, "replicas.recovered/") {
+				if count++; count == n+1 {
+					return syscall.EIO
+				}
+			}
+			return nil
+		})), b, false)
+		if count <= n {
+			break
+		}
+		if err == nil { // whoever met it had no need of it
+			if rep.Count(Kept) != 4 {
+				t.Fatalf("operation %d failed: %+v", n, rep.Groups)
+			}
+			continue
+		}
+		failed++
+		if names := must(vfs.List(disk, testDir)); len(names) == 1 {
+			continue // nothing but the LOCK is left
+		}
+		must(restore(t, disk, b, false))
+		holds(t, disk, identityOf(t, disk).Cluster, records)
+	}
+	if failed < 100 {
+		t.Fatalf("%d operations failed", failed)
+	}
+}

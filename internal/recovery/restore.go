@@ -8,8 +8,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 
 	"chronik/internal/archive"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/identity"
 	"chronik/internal/metadata"
@@ -99,6 +101,9 @@ type restorer struct {
 	// newest is each group's newest snapshot that seems whole.
 	newest map[ident.GroupID]*archive.Manifest
 	notes  map[ident.GroupID][]string
+	// terms are the highest that leaders have had there: new ones go on above them,
+	// whatever can be read of the snapshots.
+	terms map[ident.GroupID]ident.Term
 	// added are groups that the archived metadata does not name.
 	added map[ident.GroupID]bool
 }
@@ -132,7 +137,7 @@ func (r *restorer) run(ctx context.Context) (*Report, error) {
 		}
 		if p.Group == ident.MetaGroup {
 			g.Outcome = Kept
-			g.of(r.newest[p.Group])
+			r.of(g, r.newest[p.Group])
 			_, term := meta.Point()
 			g.NewTerm = uint64(term)
 		} else if err := r.bring(ctx, p, g); err != nil {
@@ -172,28 +177,30 @@ func (r *restorer) choose(ctx context.Context) (err error) {
 // list finds the newest snapshot of each group whose manifest can be read and whose objects are there.
 func (r *restorer) list(ctx context.Context) error {
 	r.newest, r.notes = map[ident.GroupID]*archive.Manifest{}, map[ident.GroupID][]string{}
+	r.terms = map[ident.GroupID]ident.Term{}
 	groups, err := r.from.Groups(ctx)
 	if err != nil {
 		return err
 	}
 	for _, g := range groups {
-		refs, err := r.from.Snapshots(ctx, g)
-		if err != nil {
+		if r.terms[g], err = r.from.HighestTerm(ctx, g); err != nil {
 			return err
 		}
-		for _, ref := range refs {
+		err := r.from.TryNewest(ctx, g, func(ref archive.Ref) error {
 			m, err := r.from.Manifest(ctx, ref)
+			if errors.Is(err, format.ErrNewer) { // no damage, for which an older one would do
+				return fmt.Errorf("the snapshot of group %d at index %d: %w", ref.Group, ref.Index, format.ErrNewer)
+			}
 			if err == nil {
 				err = r.from.Check(ctx, m)
 			}
 			if err == nil {
 				r.newest[g] = m
-				break
 			}
-			if !errors.Is(err, archive.ErrCorrupt) && !errors.Is(err, archive.ErrIncomplete) {
-				return err
-			}
-			r.skipped(ref, err)
+			return err
+		}, r.skipped)
+		if err != nil && !errors.Is(err, archive.ErrNoSnapshot) {
+			return err
 		}
 	}
 	return nil
@@ -211,7 +218,7 @@ func (r *restorer) skipped(ref archive.Ref, err error) {
 // openMeta loads the archived metadata, into memory, and adds groups that are younger than it.
 func (r *restorer) openMeta(ctx context.Context) (*raftgroup.Loaded, error) {
 	scratch := vfs.NewScratch(r.o.FS)
-	m, err := r.from.DownloadNewest(ctx, ident.MetaGroup, 0, scratch, raftgroup.SalvageDir("/meta"), r.skipped)
+	m, err := r.from.DownloadNewest(ctx, ident.MetaGroup, scratch, raftgroup.SalvageDir("/meta"), r.skipped)
 	if errors.Is(err, archive.ErrNoSnapshot) {
 		return nil, &Error{Msg: "the archive has no metadata", Err: err, Hint: "without it nothing says which topics there were; choose another cluster or archive"}
 	}
@@ -219,7 +226,7 @@ func (r *restorer) openMeta(ctx context.Context) (*raftgroup.Loaded, error) {
 		return nil, err
 	}
 	r.newest[ident.MetaGroup] = m
-	l, err := raftgroup.LoadStaged(m.LeaderTerm, raftgroup.LoadOptions{FS: scratch, Dir: "/meta", Open: r.shop.openers.of(metadata.KindMeta)})
+	l, err := raftgroup.LoadStaged(r.term(m), raftgroup.LoadOptions{FS: scratch, Dir: "/meta", Open: r.shop.openers.of(metadata.KindMeta)})
 	if err != nil {
 		return nil, err
 	}
@@ -247,9 +254,14 @@ func (r *restorer) openMeta(ctx context.Context) (*raftgroup.Loaded, error) {
 	return l, nil
 }
 
+// term is the highest known of the snapshot's group.
+func (r *restorer) term(m *archive.Manifest) ident.Term {
+	return max(m.Term, m.LeaderTerm, r.terms[m.Group])
+}
+
 // of fills in what a snapshot's manifest says.
-func (g *Group) of(m *archive.Manifest) {
-	g.FromIndex, g.ToIndex, g.KnownCommit, g.Term = uint64(m.Index), uint64(m.Index), uint64(m.Index), uint64(max(m.Term, m.LeaderTerm))
+func (r *restorer) of(g *Group, m *archive.Manifest) {
+	g.FromIndex, g.ToIndex, g.KnownCommit, g.Term = uint64(m.Index), uint64(m.Index), uint64(m.Index), uint64(r.term(m))
 	g.LogStart, g.NextOffset = m.LogStartOffset, m.NextOffset
 }
 
@@ -265,32 +277,35 @@ func (r *restorer) bring(ctx context.Context, p *metadata.Partition, g *Group) e
 		g.note("no snapshot of it: what it held is lost")
 	case r.o.DryRun:
 		g.Outcome = Kept
-		g.of(m)
+		r.of(g, m)
 		g.NewTerm = g.Term + raftgroup.SalvageTerms
 		return nil
 	}
 	if m == nil {
-		return r.fresh(spec, g, 0)
+		return r.fresh(spec, g, r.terms[p.Group])
 	}
 	base := raftgroup.ReplicaDir(r.shop.replicas, spec)
 	known := len(r.notes[p.Group])
-	m, err := r.from.DownloadNewest(ctx, p.Group, 0, r.o.FS, raftgroup.SalvageDir(base), r.skipped)
+	m, err := r.from.DownloadNewest(ctx, p.Group, r.o.FS, raftgroup.SalvageDir(base), r.skipped)
 	g.Notes = append(g.Notes, r.notes[p.Group][known:]...)
 	if errors.Is(err, archive.ErrNoSnapshot) {
 		g.Outcome = Damaged
 		g.note("%v", err)
-		return r.fresh(spec, g, r.newest[p.Group].LeaderTerm)
+		return r.fresh(spec, g, r.terms[p.Group])
 	}
 	if err != nil {
 		return err
 	}
-	l, err := raftgroup.LoadStaged(m.LeaderTerm, r.shop.options(spec))
+	l, err := raftgroup.LoadStaged(r.term(m), r.shop.options(spec))
+	if _, ok := errors.AsType[syscall.Errno](err); ok {
+		return err // of this disk, which says nothing about the snapshot
+	}
 	if err != nil {
 		g.Outcome = Damaged
 		g.note("the snapshot at index %d: %v", m.Index, err)
-		return errors.Join(r.shop.clean(spec), r.fresh(spec, g, m.LeaderTerm))
+		return errors.Join(r.shop.clean(spec), r.fresh(spec, g, r.term(m)))
 	}
 	g.Outcome = Kept
-	g.of(m)
+	r.of(g, m)
 	return r.save(spec, g, l)
 }

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"chronik/internal/archive"
 	"chronik/internal/bucket"
+	"chronik/internal/format"
 	"chronik/internal/ident"
 	"chronik/internal/invariant"
 	"chronik/internal/metadata"
@@ -259,6 +261,66 @@ func TestRestoreFallsBack(t *testing.T) {
 	if g := rowOf(t, dry, "orders-0"); g.Outcome != Kept || g.ToIndex != rowOf(t, rep, "orders-0").ToIndex || len(g.Notes) != 1 {
 		t.Fatalf("%+v", g)
 	}
+}
+
+// TestRestoreOfANewerRelease: a snapshot that a newer release wrote is not damaged, and no older one stands for it.
+func TestRestoreOfANewerRelease(t *testing.T) {
+	old, _ := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	before := b.Names("")
+	cl, stop := node(t, old)
+	noErr(t, cl.ProduceSync(t.Context(), kgo.StringRecord("1 more")).FirstErr())
+	stop()
+	upload(t, old, b, func(s raftgroup.Spec) bool { return s.Kind == metadata.KindTopic })
+	newer := 0
+	for _, name := range b.Names("") {
+		if m := bytes.Clone(b.Bytes(name)); !slices.Contains(before, name) && bytes.HasPrefix(m, []byte("chronarc")) {
+			m[8]++ // the version, behind the magic
+			noErr(t, b.Put(t.Context(), name, m))
+			newer++
+		}
+	}
+	if newer == 0 {
+		t.Fatal("the second upload wrote no manifest")
+	}
+	if _, err := restore(t, vfs.NewCrashableMem(), b, false); !errors.Is(err, format.ErrNewer) {
+		t.Fatalf("restored: %v", err)
+	}
+}
+
+// TestRestoreGoesOnAboveEveryTerm that a leader had, also one whose snapshot cannot be read or who uploaded none:
+// clients drop what has a lower leader epoch than they have seen.
+func TestRestoreGoesOnAboveEveryTerm(t *testing.T) {
+	old, _ := survivor(t, true)
+	b := bucket.NewMem()
+	upload(t, old, b, everything)
+	const last = 5000
+	cl := must(archive.New(b).Cluster(archived))
+	for _, g := range must(cl.Groups(t.Context())) {
+		must(cl.Claim(t.Context(), g, last, 1, archive.WriteOptions{}))
+	}
+	check := func(outcome Outcome) {
+		t.Helper()
+		for _, dry := range []bool{true, false} {
+			rep := must(restore(t, vfs.NewCrashableMem(), b, dry))
+			if g := rowOf(t, rep, "orders-0"); g.Outcome != outcome {
+				t.Fatalf("%+v", g)
+			}
+			for _, g := range rep.Groups {
+				if g.NewTerm != last+raftgroup.SalvageTerms {
+					t.Errorf("%s begins in term %d, dry %v", g.Group, g.NewTerm, dry)
+				}
+			}
+		}
+	}
+	check(Kept)
+	for _, name := range b.Names("") {
+		if strings.Contains(name, "/manifests/") && !strings.Contains(name, "/groups/1/") {
+			b.Flip(name, 3)
+		}
+	}
+	check(Damaged)
 }
 
 // TestRestoreCrash cuts the power at every point: then nothing is there, or it waits to be finished, or it is done.

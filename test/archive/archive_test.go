@@ -163,6 +163,7 @@ func TestWrongUse(t *testing.T) {
 	}{
 		{[]string{"list", "--from", "file://" + store}, 1, []string{"there are no snapshots in file://", "hint"}},
 		{[]string{"verify", "--from", "gs://x"}, 2, []string{"want file:///directory or s3://bucket/prefix"}},
+		{[]string{"verify", "--from", "file://" + store, "--cluster", "c1"}, 1, []string{"nothing to verify", "cluster c1", "hint"}},
 		{[]string{"show", "--from", "file://" + store}, 2, []string{"want 'chronik snapshot show GROUP'"}},
 		{[]string{"show", "orders-0", "--from", "file://" + store, "--cluster", "c1"}, 1, []string{"no snapshot of a group orders-0", "hint"}},
 		{[]string{"show", "7", "--from", "file://" + store, "--cluster", "../x"}, 2, []string{"cluster id"}},

@@ -104,14 +104,17 @@ func (in *inspection) finish() {
 // at its offset. Files roll, checkpoints are taken and the log is trimmed meanwhile.
 func TestFsyncIsReal(t *testing.T) {
 	t.Parallel()
-	const every, cuts = 6, 220
+	every, acked := 6, 1320
+	if long {
+		every, acked = 1, 660 // each acknowledgement
+	}
 	c := newCluster(t, func(d *disk) { d.lag = 2 * time.Millisecond })
 	c.startAll()
 	c.createTopic(true)
 	in := newInspection(c)
 	in.l = newLoad(c, func(n int) {
 		switch {
-		case n%(5*every) == 0:
+		case n%30 == 0:
 			in.cut(50)
 		case n%every == 0:
 			in.cut(0)
@@ -119,14 +122,14 @@ func TestFsyncIsReal(t *testing.T) {
 	})
 	in.atCheckpoints()
 	in.l.run()
-	in.l.await(every*cuts, nil)
+	in.l.await(acked, nil)
 	in.l.stop()
 	in.unwatch()
 	in.finish()
 	for _, l := range in.losses {
 		t.Errorf("power cut: %v", l)
 	}
-	if in.n < cuts {
+	if cuts := acked / every; in.n < cuts {
 		t.Errorf("%d cuts, want %d", in.n, cuts)
 	}
 	r, err := c.replica(0, 0)

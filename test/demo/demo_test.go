@@ -225,10 +225,10 @@ func TestDemoNoticesDivergence(t *testing.T) {
 		t.Errorf("%s", r.printed())
 	}
 	r.plain()
-	if _, err := os.Stat(file); err != nil {
+	r.eventually(5*time.Second, "no process is left", r.nobody)
+	if _, err := os.Stat(file); err != nil { // now that the guard is gone, too
 		t.Errorf("what must be looked at is gone: %v", err)
 	}
-	r.eventually(5*time.Second, "no process is left", r.nobody)
 }
 
 // forge changes a byte in the first batch of node 2's replica, and its checksum.

@@ -36,7 +36,11 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	exe := filepath.Join(dir, "chronik")
-	out, err := exec.Command("go", "build", "-o", exe, "chronik/cmd/chronik").CombinedOutput()
+	args := []string{"build", "-o", exe}
+	if os.Getenv("CHRONIK_TEST_RACE") != "" {
+		args = append(args, "-race") // what it finds is in a node's log: checkLogs
+	}
+	out, err := exec.Command("go", append(args, "chronik/cmd/chronik")...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build chronik: %w\n%s", err, out)
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -39,7 +40,25 @@ var settings = []string{"--set", "raftlog.file_bytes=64KiB", "--set", "raftlog.m
 type process struct {
 	cmd   *exec.Cmd
 	kafka string
-	log   strings.Builder
+	log   lockedLog
+}
+
+// lockedLog is what a process says, to be read while it goes on.
+type lockedLog struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (l *lockedLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(b)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
 }
 
 func start(t *testing.T, dir string) *process {
@@ -130,6 +149,12 @@ func checkFixture(t *testing.T, name string) {
 	if err := unpack(name, dir); err != nil {
 		t.Fatal(err)
 	}
+	checkKept(t, dir)
+}
+
+// checkKept starts a node on what writeFixture wrote and reads all of it.
+func checkKept(t *testing.T, dir string) {
+	t.Helper()
 	p := start(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

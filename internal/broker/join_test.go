@@ -130,8 +130,8 @@ func TestStrangersOneByOne(t *testing.T) {
 // TestFoundingNeedsEveryConsent holds correctness rule 20: while one founder does
 // not hold the genesis, its proposer is no member.
 func TestFoundingNeedsEveryConsent(t *testing.T) {
-	mine, other := freeAddr(t), freeAddr(t)
-	cfg := testConfig(t, map[string]string{"node.id": "1", "raft.listen": mine, "cluster.peers": "1@" + mine + ",2@" + other})
+	mine, other, third := freeAddr(t), freeAddr(t), freeAddr(t)
+	cfg := testConfig(t, map[string]string{"node.id": "1", "raft.listen": mine, "cluster.peers": "1@" + mine + ",2@" + other + ",3@" + third})
 	b := &Broker{opt: Options{Config: cfg}, log: slog.New(slog.DiscardHandler), fs: vfs.NewCrashableMem()}
 	ls, err := b.listenAgain()
 	if err != nil {
@@ -156,9 +156,12 @@ func TestFoundingNeedsEveryConsent(t *testing.T) {
 		}
 		return nil, nil
 	})
+	hello.Node, hello.Store, hello.RaftAddr = 3, ident.NewStoreID(), third
+	e := fake(t, hello, mine, func(*fakePeer, context.Context, string) ([]byte, error) { return nil, nil }) // with node 1 a majority
 	<-d.up
-	eventually(t, 5*time.Second, "node 2 is live", func() error {
-		if len(s.boot.situation().Live) == 0 {
+	<-e.up
+	eventually(t, 5*time.Second, "nodes 2 and 3 are live", func() error {
+		if len(s.boot.situation().Live) < 2 {
 			return errors.New("not yet")
 		}
 		return nil

@@ -326,6 +326,26 @@ func TestReadImageRefuses(t *testing.T) {
 	}
 }
 
+// TestUnreadableImageDoesNotOpen: a replica whose image cannot be read does not open, as an empty one least of all, and
+// what was known stays ("never" 7).
+func TestUnreadableImageDoesNotOpen(t *testing.T) {
+	m := cluster(t, 3)
+	m.topic("a", 2, 3)
+	good := encoded(t, m.img())
+	bad := good[:len(good)/2]
+	store := NewStore()
+	if sm, err := Open(store)(nil, "g1", bad, nil); !errors.Is(err, ErrCorruptImage) {
+		t.Errorf("opened %v, %v", sm, err)
+	}
+	before := m.img()
+	if err := m.sm.Install("g2", bad); !errors.Is(err, ErrCorruptImage) {
+		t.Errorf("installed: %v", err)
+	}
+	if m.img() != before || m.sm.Image() != before || store.Image().Index != 0 {
+		t.Error("an image changed")
+	}
+}
+
 func FuzzReadImage(f *testing.F) {
 	m := cluster(f, 3)
 	m.topic("a", 2, 3)

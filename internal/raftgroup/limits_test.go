@@ -74,6 +74,27 @@ func TestRule19FramesOfOthersSayNothing(t *testing.T) {
 	})
 }
 
+// Rule 8: no message makes a replica, whatever it says.
+func TestRule8MessagesCreateNothing(t *testing.T) {
+	inCluster(t, 1, nil, func(c *cluster) {
+		c.create(1)
+		c.leader()
+		nd := c.nodes[1]
+		from, to, term, one := uint64(50), uint64(61), uint64(1000), uint64(1)
+		var f frameBuilder
+		f.begin(frameSource{node: 2, store: storeOf(2, 0), lsn: 77})
+		for _, typ := range []pb.MessageType{pb.MsgApp, pb.MsgHeartbeat, pb.MsgPreVote, pb.MsgVote, pb.MsgTimeoutNow} {
+			f.message(testGroup+1, &pb.Message{Type: typ.Enum(), From: &from, To: &to, Term: &term, Index: &one, LogTerm: &one, Commit: &one})
+		}
+		f.offer(testGroup+1, ident.ReplicaID(from), ident.ReplicaID(to), ident.Term(term), nil)
+		must(t, nd.host.HandleFrame(transport.PeerInfo{Node: 2, Store: storeOf(2, 0)}, join(f.take())))
+		time.Sleep(time.Second)
+		if n := len(nd.log.Creations()); n != 1 || len(nd.host.Replicas()) != 1 {
+			t.Errorf("the log has %d creations, the host %d replicas", n, len(nd.host.Replicas()))
+		}
+	})
+}
+
 // Rule 27: a learner that has the entry is none of the replicas asked for.
 func TestRule27LearnersDoNotCount(t *testing.T) {
 	inCluster(t, 4, nil, func(c *cluster) {

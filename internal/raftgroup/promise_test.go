@@ -18,15 +18,7 @@ import (
 // it votes: with the third node away nothing is committed, and nobody is elected.
 func TestRule5NoPromiseBeforeTheSync(t *testing.T) {
 	disks := map[ident.NodeID]*heldSync{}
-	inCluster(t, 3, func(c *cluster) {
-		c.tune = func(o *Options) {
-			disks[o.Node] = &heldSync{FS: o.FS}
-			l, err := raftlog.Open(raftlog.Options{FS: disks[o.Node], Dir: "/slow", Store: o.Store, Create: true, FileBytes: 1 << 20, MaxBytes: 8 << 20, Logger: c.log})
-			must(t, err)
-			must(t, o.Log.Close())
-			o.Log, c.nodes[o.Node].log = l, l
-		}
-	}, func(c *cluster) {
+	inCluster(t, 3, func(c *cluster) { c.logsOn(disks) }, func(c *cluster) {
 		c.create(3)
 		c.put("a", "1")
 		c.converge(1)
@@ -74,6 +66,38 @@ func TestRule5NoPromiseBeforeTheSync(t *testing.T) {
 		c.put("c", "1")
 		c.converge(3)
 	})
+}
+
+// "Never" 1 and 3: a sole voter is a majority by itself, and waits for its disk all the same: while that syncs, what
+// it appends is not answered and not applied.
+func TestSoleVoterWaitsForItsDisk(t *testing.T) {
+	disks := map[ident.NodeID]*heldSync{}
+	inCluster(t, 1, func(c *cluster) { c.logsOn(disks) }, func(c *cluster) {
+		c.create(1)
+		c.put("a", "1")
+		time.Sleep(time.Second)
+		l := c.leader()
+		gate := disks[l.id].hold()
+		got := l.propose("b=1", ProposeOptions{Deadline: time.Now().Add(3 * time.Second)})
+		st := l.replica().Status()
+		close(gate)
+		isErr(t, got.err, ErrTimeout)
+		if st.AppliedIndex >= st.LastIndex {
+			t.Errorf("applied %d of %d while the disk syncs", st.AppliedIndex, st.LastIndex)
+		}
+		c.converge(2)
+	})
+}
+
+// logsOn gives each node a raftlog whose syncs a test can hold.
+func (c *cluster) logsOn(disks map[ident.NodeID]*heldSync) {
+	c.tune = func(o *Options) {
+		disks[o.Node] = &heldSync{FS: o.FS}
+		l, err := raftlog.Open(raftlog.Options{FS: disks[o.Node], Dir: "/slow", Store: o.Store, Create: true, FileBytes: 1 << 20, MaxBytes: 8 << 20, Logger: c.log})
+		must(c.t, err)
+		must(c.t, o.Log.Close())
+		o.Log, c.nodes[o.Node].log = l, l
+	}
 }
 
 // heldSync is a file system whose files sync when they are let.

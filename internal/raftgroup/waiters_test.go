@@ -112,3 +112,20 @@ func TestRule4WaitersFailOnInstall(t *testing.T) {
 		}
 	})
 }
+
+// Rule 27: where fewer voters are than an answer waits for, those do not do, nor does a leader that does not know
+// yet what they hold.
+func TestRule27FewerVotersThanAskedFor(t *testing.T) {
+	for _, voters := range [][]ident.Index{nil, {7, 7}} {
+		var w waiters
+		got := make(waiter, 1)
+		if voters != nil {
+			w.progress(voters)
+		}
+		w.add(pending{index: 7, term: 1, w: got, min: 3, deadline: 1})
+		w.applied(7, func(ident.Index, ident.Term, bool) (Result, error) { return nil, nil })
+		w.progress([]ident.Index{7, 7})
+		w.expire(time.Unix(1, 0))
+		isErr(t, (<-got).err, ErrNotEnoughReplicasAfterAppend)
+	}
+}

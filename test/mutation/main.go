@@ -143,7 +143,7 @@ func (o *options) make(ms []mutation) ([]layer, error) {
 	for _, name := range o.layers {
 		switch name {
 		case "packages":
-			ls = append(ls, &goTests{title: name, of: (*mutation).packages, all: all, limit: o.limit})
+			ls = append(ls, &goTests{title: name, of: (*mutation).packages, all: all, limit: o.limit, quick: true})
 		case "sim":
 			if _, err := os.Stat("test/sim"); err != nil {
 				return nil, fmt.Errorf("layer sim: %w", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,6 +109,32 @@ func together(t *testing.T, dir string, replace map[string]string, m *mutation) 
 		}
 	}
 	return true
+}
+
+// TestVerdictsAreCurrent holds that every patch as it is was caught, and that the document shows the verdicts kept.
+func TestVerdictsAreCurrent(t *testing.T) {
+	ms, err := readMutations(".", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs, err := readResults("results.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := current(ms, slices.Clone(rs))
+	if n := len(rs) - len(now); n > 0 {
+		t.Errorf("results.tsv has %d verdicts on patches that have changed or are gone", n)
+	}
+	for _, m := range uncaught(ms, now) {
+		t.Errorf("%s: no layer caught the patch as it is now: run 'make mutation ONLY=%.2s'", m, m)
+	}
+	doc, err := os.ReadFile("../../docs/testing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want, err := putTable(doc, table(ms, rs)); err != nil || !bytes.Equal(doc, want) {
+		t.Errorf("docs/testing.md does not show what results.tsv holds: run 'go run ./test/mutation -layers \"\"' (%v)", err)
+	}
 }
 
 // patchOf is a patch file that turns before into after in a.go.

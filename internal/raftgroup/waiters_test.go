@@ -122,7 +122,7 @@ func TestRule27FewerVotersThanAskedFor(t *testing.T) {
 		if voters != nil {
 			w.progress(voters)
 		}
-		w.add(pending{index: 7, term: 1, w: got, min: 3, deadline: 1})
+		w.add(pending{index: 7, term: 1, w: got, min: 3, deadline: time.Unix(0, 1)})
 		w.applied(7, func(ident.Index, ident.Term, bool) (Result, error) { return nil, nil })
 		w.progress([]ident.Index{7, 7})
 		w.expire(time.Unix(1, 0))

@@ -51,14 +51,14 @@ func TestConnectionsAreBounded(t *testing.T) {
 	var all []net.Conn
 	for range maxConnections {
 		c := open()
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		if !answered(c, 10*time.Second) {
 			t.Fatalf("connection %d gets no answer", len(all)+1)
 		}
 		all = append(all, c)
 	}
 	last := open()
-	defer last.Close()
+	defer func() { _ = last.Close() }()
 	if answered(last, 200*time.Millisecond) {
 		t.Error("one more is served")
 	}

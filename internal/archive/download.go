@@ -57,7 +57,7 @@ func (c *Cluster) download(ctx context.Context, m *Manifest, fs vfs.FS, dir stri
 		// Every byte was what the store's hash says: what the operating system fails
 		// to read back is no damage of the snapshot, whatever the reader calls it.
 		if errno, ok := errors.AsType[syscall.Errno](err); ok {
-			return fmt.Errorf("read back what was written: %w: %v", errno, err)
+			return fmt.Errorf("read back what was written: %w: %s", errno, err.Error())
 		}
 		return err
 	}

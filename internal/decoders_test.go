@@ -120,3 +120,34 @@ func decoderTable() ([]decoderRow, error) {
 	}
 	return rows, nil
 }
+
+// TestEveryTargetHasACorpus: what fuzzing has found to be of interest is kept, and 'go test' tries it.
+func TestEveryTargetHasACorpus(t *testing.T) {
+	target := regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
+	found := 0
+	for _, root := range []string{".", "../cmd"} {
+		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			src, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, m := range target.FindAllStringSubmatch(string(src), -1) {
+				found++
+				kept, err := filepath.Glob(filepath.Join(filepath.Dir(path), "testdata", "fuzz", m[1], "*"))
+				if err != nil || len(kept) == 0 {
+					t.Errorf("%s: nothing is kept of %s: 'make fuzz-corpus'", path, m[1])
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found < 50 {
+		t.Errorf("only %d targets found", found)
+	}
+}

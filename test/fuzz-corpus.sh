@@ -13,7 +13,7 @@ while IFS=: read -r file target; do
   to=$pkg/testdata/fuzz/$target
   mkdir -p "$to"
   have=$(find "$to" -type f | wc -l)
-  find "$from" -type f -size -2049c -printf '%s %f\n' | sort -n | head -n $((each - have)) | while read -r _ name; do
+  find "$from" -type f -size -2049c -printf '%s %f\n' | sort -n | awk -v most=$((each - have)) 'NR <= most' | while read -r _ name; do
     cp -n "$from/$name" "$to/$name"
   done
 done < <(git ls-files '*_test.go' | xargs grep -oE '^func Fuzz[A-Za-z0-9_]+' | sed 's/func //')

@@ -220,18 +220,17 @@ func restoreRunning(e *env) string {
 	e.c.Wipe(id)
 	copyDir(e.t, old, e.c.Node(id).Dir)
 	e.c.Restart(id)
-	what := fmt.Sprintf("node %d, %v old", id, d)
+	return fmt.Sprintf("node %d, %v old%s", id, d, e.wipeIfRefused(id))
+}
+
+// wipeIfRefused waits until node id, whose disk was damaged, serves, or wipes it if it refused to start.
+func (e *env) wipeIfRefused(id int) string {
+	e.t.Helper()
 	if e.apart != [2]int{} && e.apart[0] != id && e.apart[1] != id {
-		// The two that have voted do not hear one another, and the third has lost the disk it
+		// The two that have voted do not hear one another, and the third has lost what it
 		// voted with: until the cut heals there is no majority for it to join.
 		e.heal()
 	}
-	return what + e.wipeIfRefused(id)
-}
-
-// wipeIfRefused waits until node id serves, or wipes it if it refused to start.
-func (e *env) wipeIfRefused(id int) string {
-	e.t.Helper()
 	refused := false
 	e.c.Eventually(40*time.Second, "node serves or refuses", func() error { // also beside a cut, until leaderships have moved
 		if !e.c.Node(id).Alive() {

@@ -77,13 +77,37 @@ func NewServer(src Source, reg *prometheus.Registry, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return &Server{
 		http: &http.Server{
-			Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10,
-			IdleTimeout: time.Minute, WriteTimeout: 5 * time.Minute,
+			Handler: patient(mux), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10, IdleTimeout: time.Minute,
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 		log: log,
 	}
 }
+
+// writeWait is how long a client may take nothing of an answer.
+const writeWait = time.Minute
+
+// patient lets an answer take as long as it takes to make, an upload or a digest for hours, and
+// bounds how long each write of it waits for the client.
+func patient(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		h.ServeHTTP(&writer{w, rc}, r)
+		_ = rc.SetWriteDeadline(time.Now().Add(writeWait)) // for what is buffered; a test's recorder has none
+	})
+}
+
+type writer struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(writeWait))
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // maxConnections bounds what is open at a time: the files of a node are for its log and its clients. Who
 // comes beyond waits until another goes, a minute after its last word at the latest.

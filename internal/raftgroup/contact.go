@@ -75,7 +75,7 @@ func (c *contacts) with(node ident.NodeID) uint64 {
 }
 
 // silent tells whether a peer that was in contact is not, though it is connected. Of one that never
-// was nothing is known: it may be one that says no beats.
+// was, or not since this process stood still, nothing is known: it may be one that says no beats.
 func (c *contacts) silent(node ident.NodeID) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -124,7 +124,7 @@ func (c *contacts) judge(now time.Time, silence time.Duration) (beats []beat, lo
 	c.looked = now
 	for node, p := range c.peers {
 		if stood {
-			p.heard, p.hears = time.Time{}, false
+			p.heard, p.hears, p.met = time.Time{}, false, false
 		}
 		lately := p.epoch != 0 && now.Sub(p.heard) < silence
 		b := beat{node: node, epoch: c.epoch}

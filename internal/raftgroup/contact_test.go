@@ -7,6 +7,25 @@ import (
 	"chronik/internal/transport"
 )
 
+// Of a process that stood still itself nobody is silent: it does not know yet.
+func TestNobodyIsSilentAfterAStandstill(t *testing.T) {
+	const silence = time.Second
+	for _, step := range []time.Duration{silence / 2, 3 * silence} {
+		c := newContacts()
+		c.connected(2)
+		c.heard(2, 7, c.own())
+		now := time.Now()
+		c.judge(now, silence)
+		for range 3 {
+			now = now.Add(step)
+			c.judge(now, silence)
+		}
+		if stood := step >= silence; c.silent(2) == stood {
+			t.Errorf("looks every %v: silent %v", step, c.silent(2))
+		}
+	}
+}
+
 // A node whose words are lost is silent, to itself and to the other, until they arrive again; its
 // connection stays all along. Of a node that says no beats nothing is known.
 func TestSilentPeer(t *testing.T) {

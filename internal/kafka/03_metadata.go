@@ -26,8 +26,8 @@ import (
 //	v12  a topic may be asked for by id alone
 //	v13  an error of the whole response: none arises here
 //
-// Only brokers that answer this one are named, not those that are connected and
-// silent. The controller is this node: every broker passes admin requests on.
+// Only brokers that answer this one are named (namedBrokers), not those that are
+// connected and silent. The controller is this node: every broker passes admin requests on.
 
 // autoCreateWait bounds how long a Metadata request waits for leaders of the
 // topics it created; after that LEADER_NOT_AVAILABLE makes the client ask again.
@@ -46,7 +46,7 @@ func clusterMetadata(h *Handler, ctx context.Context, r *wire.Request, req *kmsg
 		img = h.cluster.Image()
 	}
 	m := &metadataAnswer{h: h, req: req, img: img, refused: refused}
-	for _, b := range h.liveBrokers(img) {
+	for _, b := range h.namedBrokers(img) {
 		wb := kmsg.NewMetadataResponseBroker()
 		wb.NodeID, wb.Host, wb.Port, wb.Rack = int32(b.Node), b.KafkaHost, b.KafkaPort, rack(b)
 		resp.Brokers = append(resp.Brokers, wb)

@@ -30,11 +30,13 @@ func describeCluster(h *Handler, _ context.Context, r *wire.Request, req *kmsg.D
 	if req.IncludeClusterAuthorizedOperations {
 		resp.ClusterAuthorizedOperations = clusterOperations
 	}
-	for _, b := range img.Brokers() {
+	named := h.namedBrokers(img)
+	if req.IncludeFencedBrokers {
+		named = img.Brokers()
+	}
+	for _, b := range named {
 		wb := kmsg.NewDescribeClusterResponseBroker()
-		if wb.IsFenced = !h.alive(b.Node); wb.IsFenced && !req.IncludeFencedBrokers {
-			continue
-		}
+		wb.IsFenced = req.IncludeFencedBrokers && !h.alive(b.Node)
 		wb.NodeID, wb.Host, wb.Port, wb.Rack = int32(b.Node), b.KafkaHost, b.KafkaPort, rack(b)
 		resp.Brokers = append(resp.Brokers, wb)
 	}

@@ -23,7 +23,8 @@ import (
 	"chronik/internal/wire"
 )
 
-// listen serves the fake cluster on a socket, as node 1, with the others down.
+// listen serves the fake cluster on a socket, the address of all three nodes: whichever a client asks,
+// node 1 answers.
 func listen(t *testing.T, h wire.Handler, f *fakeCluster) string {
 	t.Helper()
 	return listenWith(t, wire.Options{Handler: h}, f)
@@ -36,13 +37,12 @@ func listenWith(t *testing.T, opt wire.Options, f *fakeCluster) string {
 		t.Fatal(err)
 	}
 	addr := l.Addr().(*net.TCPAddr)
-	f.apply(&metadata.RegisterBroker{
-		Node: fakeSelf, Store: fakeStore(fakeSelf), Previous: f.Image().StoreOf(fakeSelf),
-		KafkaHost: "127.0.0.1", KafkaPort: int32(addr.Port), RaftAddr: "r", AdminAddr: "a",
-	})
-	f.mu.Lock()
-	f.down[2], f.down[3] = true, true
-	f.mu.Unlock()
+	for n := fakeSelf; n <= 3; n++ {
+		f.apply(&metadata.RegisterBroker{
+			Node: n, Store: fakeStore(n), Previous: f.Image().StoreOf(n),
+			KafkaHost: "127.0.0.1", KafkaPort: int32(addr.Port), RaftAddr: "r", AdminAddr: "a",
+		})
+	}
 	s := wire.NewServer(opt)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -196,7 +196,7 @@ func TestClientAdministers(t *testing.T) {
 	if more, err := adm.CreatePartitions(ctx, 2, "orders"); err != nil || more["orders"].Err != nil || len(f.Image().Topic("orders").Partitions) != 5 {
 		t.Errorf("%+v, %v", more, err)
 	}
-	if meta, err := adm.BrokerMetadata(ctx); err != nil || meta.Cluster != f.Image().ClusterID || len(meta.Brokers) != 1 {
+	if meta, err := adm.BrokerMetadata(ctx); err != nil || meta.Cluster != f.Image().ClusterID || len(meta.Brokers) != 3 {
 		t.Errorf("%+v, %v", meta, err)
 	}
 	if gone, err := adm.DeleteTopics(ctx, "orders"); err != nil || gone["orders"].Err != nil || f.Image().TopicCount() != 0 {

@@ -174,6 +174,31 @@ func TestMetadataBoundsCreation(t *testing.T) {
 	wantCode(t, "one too many", resp.Topics[len(names)-1].ErrorCode, kerr.UnknownTopicOrPartition)
 }
 
+// A node that reaches no majority is cut off itself. A client that it told of nobody else would not find
+// the nodes that go on without it.
+func TestCutOffNodeNamesEverybody(t *testing.T) {
+	h, f := newHandler(t)
+	f.topic("orders", 2, nil)
+	f.moveLeader("orders", 1, 3, 9)
+	f.down[2], f.down[3] = true, true
+	resp := roundTrip[*kmsg.MetadataResponse](t, h, metadataOf(12, "orders"))
+	if len(resp.Brokers) != 3 {
+		t.Errorf("brokers %+v", resp.Brokers)
+	}
+	lost := resp.Topics[0].Partitions[1]
+	if wantCode(t, "its leader is not reached", lost.ErrorCode, kerr.LeaderNotAvailable); lost.Leader != -1 {
+		t.Errorf("leader %d", lost.Leader)
+	}
+	for _, fenced := range []bool{false, true} {
+		req := kmsg.NewPtrDescribeClusterRequest()
+		req.Version, req.EndpointType, req.IncludeFencedBrokers = 2, brokerEndpoints, fenced
+		described := roundTrip[*kmsg.DescribeClusterResponse](t, h, req)
+		if len(described.Brokers) != 3 || described.Brokers[0].IsFenced || described.Brokers[2].IsFenced != fenced {
+			t.Errorf("fenced ones asked for: %v; brokers %+v", fenced, described.Brokers)
+		}
+	}
+}
+
 func TestMetadataAvoidsDeadNodes(t *testing.T) {
 	h, f := newHandler(t)
 	f.down[2] = true

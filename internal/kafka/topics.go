@@ -103,15 +103,19 @@ func checkTopicName(name string) error {
 	return metadata.CheckTopicName(name)
 }
 
-// liveBrokers are the registered brokers that can be reached, in order of id.
-// This node is always one of them.
-func (h *Handler) liveBrokers(img *metadata.Image) []*metadata.Broker {
+// namedBrokers are the brokers that clients are told of, in order of id: this one, and those that it
+// reaches. If those are not a majority it names all that are registered: then it is rather this node that is cut
+// off, and a client that was told of nobody else would ask nobody else.
+func (h *Handler) namedBrokers(img *metadata.Image) []*metadata.Broker {
 	all := img.Brokers()
 	live := make([]*metadata.Broker, 0, len(all))
 	for _, b := range all {
-		if b.Node == h.cluster.Self() || h.cluster.Alive(b.Node) {
+		if h.alive(b.Node) {
 			live = append(live, b)
 		}
+	}
+	if len(live) <= len(all)/2 {
+		return all
 	}
 	return live
 }

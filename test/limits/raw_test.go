@@ -42,6 +42,11 @@ func dial(addr string, window int) (*rawConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	// As the Java client does. What the kernel holds for clients is else on this machine, too, and more than for the nodes.
+	if err := nc.(*net.TCPConn).SetWriteBuffer(128 << 10); err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
 	return &rawConn{Conn: nc, br: bufio.NewReaderSize(nc, 4<<10)}, nil
 }
 

@@ -3,6 +3,7 @@ package limits
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -82,15 +83,41 @@ func terms(c *harness.Cluster) map[string]uint64 {
 	return all
 }
 
+// elections tells where there was one since before, and logs what the nodes said of it.
+func elections(c *harness.Cluster, before map[string]uint64) []string {
+	c.TB.Helper()
+	var where []string
+	for who, term := range terms(c) {
+		if was, ok := before[who]; ok && was != term {
+			where = append(where, fmt.Sprintf("%s was in term %d and is in %d", who, was, term))
+		}
+	}
+	if where == nil {
+		return nil
+	}
+	slices.Sort(where)
+	for _, n := range c.Nodes() {
+		var said []string
+		for line := range strings.Lines(c.NodeLog(n.ID)) {
+			if electing.MatchString(line) {
+				said = append(said, line)
+			}
+		}
+		c.TB.Logf("node %d:\n%s", n.ID, strings.Join(said[max(0, len(said)-60):], ""))
+	}
+	return where
+}
+
 // sameTerms fails the test when there was an election.
 func sameTerms(c *harness.Cluster, before map[string]uint64) {
 	c.TB.Helper()
-	for who, term := range terms(c) {
-		if was, ok := before[who]; ok && was != term {
-			c.TB.Errorf("an election: %s was in term %d and is in %d", who, was, term)
-		}
+	for _, where := range elections(c, before) {
+		c.TB.Errorf("an election: %s", where)
 	}
 }
+
+// electing is what nodes log, at level debug, of elections and what leads to them.
+var electing = regexp.MustCompile("became|election|elected|lost leader|stepped down|quorum|contact|connection|handing over")
 
 // sample is one thing done, and how long it took.
 type sample struct {

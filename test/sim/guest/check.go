@@ -437,9 +437,10 @@ func (c *checker) digest(p int32) error {
 }
 
 // rest waits until every group rests but the metadata's: nothing goes on any more, and nothing that went on
-// may have left a group awake, or a node out of contact.
+// may have left a group awake, or a node out of contact. That may take as long as a pin lasts: one made for a
+// follower by a leader that lost its term before it heard that the snapshot had arrived holds the log until then.
 func (c *checker) rest() {
-	c.w.await("idle groups rest", convergence, func() error {
+	c.w.await("idle groups rest", pinsEnd, func() error {
 		for _, n := range c.w.nodes {
 			src := n.source()
 			if src == nil {

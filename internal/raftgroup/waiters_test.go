@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"testing"
 	"time"
+	"unsafe"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -128,4 +129,35 @@ func TestRule27FewerVotersThanAskedFor(t *testing.T) {
 		w.expire(time.Unix(1, 0))
 		isErr(t, (<-got).err, ErrNotEnoughReplicasAfterAppend)
 	}
+}
+
+// A deadline is a time from now, whatever the clock is set to meanwhile.
+func TestDeadlinesOutliveClockSteps(t *testing.T) {
+	for _, step := range []time.Duration{-3 * time.Hour, 3 * time.Hour} {
+		var w waiters
+		got := make(waiter, 1)
+		asked := time.Now()
+		w.add(pending{index: 7, term: 1, w: got, deadline: asked.Add(time.Second)})
+		w.expire(stepped(asked.Add(900*time.Millisecond), step))
+		select {
+		case early := <-got:
+			t.Fatalf("%v: ended before its time: %v", step, early.err)
+		default:
+		}
+		w.expire(stepped(asked.Add(1100*time.Millisecond), step))
+		select {
+		case late := <-got:
+			isErr(t, late.err, ErrTimeout)
+		default:
+			t.Fatalf("%v: waits beyond its time", step)
+		}
+	}
+}
+
+// stepped is what time.Now returns at t after the clock was set by d: another date, the same monotonic time.
+func stepped(t time.Time, d time.Duration) time.Time {
+	const secondsAt = 30                  // in the first word, above nanoseconds; its top bit says that there is a monotonic time
+	wall := (*uint64)(unsafe.Pointer(&t)) //nolint:gosec // nothing else makes such a time, but setting the machine's clock
+	*wall += uint64(int64(d/time.Second)) << secondsAt
+	return t
 }

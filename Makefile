@@ -15,7 +15,7 @@ MINUTES ?= 10
 LONG := TransferIsCut|ManyPartitions|DamageFoundByAReader|RebalanceGoesOn|NewNode.*TheStore|FrozenNode.*|SpoiledCheckpoints
 LONG := $(LONG)|Release|SecondProcessOfANodeIsRefused|FullDisk|Demo.*|Overload|Crowd|RollingUpgrade
 LONG := $(LONG)|AllKilledRepeatedly|SlowLink|AsymmetricPartition|FullDiskUnderLoad|HundredGroupsRejoin|LeaderChangesInMidTransfer|DiskFullWhileStaging|RecordsGoDuringTransfer
-LONG := $(LONG)|TwoOfThreeWiped|SmallWindows
+LONG := $(LONG)|TwoOfThreeWiped|SmallWindows|IdleGroups
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -65,7 +65,7 @@ func TestFrozenNodeIsReplaced(t *testing.T) {
 		e.signal(id, syscall.SIGSTOP)
 		began := time.Now()
 		elected := e.c.Eventually(10*time.Second, "others lead every group", func() error { return ledByOthers(e.c, id) })
-		fresh := e.freshClient(id, "fresh")
+		fresh := e.freshClient(id, "fresh", e.l.o.partitions)
 		// The load's client holds its batches until each of its five requests to the frozen node has
 		// failed, one after the other and each after two connections that say nothing for a second,
 		// and may ask that node for the metadata first: ten seconds and some, whatever the others do.
@@ -87,7 +87,7 @@ func TestFrozenNodeIsReplaced(t *testing.T) {
 
 // freshClient returns how long a client that starts from the nodes other than id takes to have a
 // record acknowledged by every partition of the topic.
-func (e *env) freshClient(id int, topic string) time.Duration {
+func (e *env) freshClient(id int, topic string, partitions int) time.Duration {
 	var seeds []string
 	for _, n := range e.c.Nodes() {
 		if n.ID != id {
@@ -98,7 +98,7 @@ func (e *env) freshClient(id int, topic string) time.Duration {
 	cl := e.c.Client(kgo.SeedBrokers(seeds...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RecordDeliveryTimeout(10*time.Second))
 	defer cl.Close()
 	var rs []*kgo.Record
-	for p := range e.l.o.partitions {
+	for p := range partitions {
 		rs = append(rs, &kgo.Record{Topic: topic, Partition: int32(p), Value: []byte("x")})
 	}
 	if err := cl.ProduceSync(context.Background(), rs...).FirstErr(); err != nil {

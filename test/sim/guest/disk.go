@@ -35,6 +35,8 @@ type disk struct {
 	fail   int           // of so many syncs the last one fails; 0: none
 	// rotten: a sync has failed. The kernel takes the pages for written; a restart finds what really is.
 	rotten bool
+	// flipped: a bit of it was, and it has not been replaced since.
+	flipped bool
 }
 
 // mount is the disk as one run of the node sees it.
@@ -120,6 +122,19 @@ func (d *disk) wipe() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.serial++
+	d.flipped = false
+}
+
+func (d *disk) flip() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.flipped = true
+}
+
+func (d *disk) isFlipped() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flipped
 }
 
 func (d *disk) setHung(on bool) {

@@ -171,7 +171,10 @@ func (f *fault) injectMore(n *node) {
 	case "restore":
 		f.restore(n)
 	case "flip":
-		f.lose(n, func() { n.setSpoiled(strings.HasPrefix(flip(f, n.disk.files()), logDir)) })
+		f.lose(n, func() {
+			n.disk.flip()
+			n.setSpoiled(strings.HasPrefix(flip(f, n.disk.files()), logDir))
+		})
 		if f.w.whole() == nil { // what it did not refuse at once it does not refuse later
 			n.setSpoiled(false)
 		}

@@ -42,7 +42,7 @@ func dial(addr string, window int) (*rawConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// As the Java client does. What the kernel holds for clients is else on this machine, too, and more than for the nodes.
+	// As the Java client does. Clients run on the nodes' machine here, and the kernel would hold megabytes for each.
 	if err := nc.(*net.TCPConn).SetWriteBuffer(128 << 10); err != nil {
 		_ = nc.Close()
 		return nil, err

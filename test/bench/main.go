@@ -17,9 +17,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"chronik/test/bench/backed"
 )
 
 type loop struct {
@@ -46,6 +49,7 @@ type produced struct {
 
 type bench struct {
 	exe, dir  string
+	dev       *exec.Cmd // the parent of the nodes
 	bootstrap string
 	seconds   int
 	// least is the smallest acceptable share of the bare loop in percent, most the longest acceptable wait for
@@ -94,13 +98,12 @@ func (b *bench) run(ctx context.Context, rounds, port int, profile string) (err 
 	if b.exe, err = filepath.Abs(b.exe); err != nil {
 		return err
 	}
-	dev, err := b.start(ctx, port)
-	if err != nil {
+	if b.dev, err = b.start(ctx, port); err != nil {
 		return err
 	}
 	defer func() {
-		_ = dev.Process.Signal(os.Interrupt)
-		_ = dev.Wait()
+		_ = b.dev.Process.Signal(os.Interrupt)
+		_ = b.dev.Wait()
 	}()
 	if _, err := b.chronik(ctx, "topic", "create", "bench", "--partitions", "12", "--replication-factor", "3"); err != nil {
 		return err
@@ -178,77 +181,183 @@ func (b *bench) limit(ctx context.Context) (bytesPerSecond, fsyncMillis, bare fl
 	return median(rates), median(fsyncs), median(bares), nil
 }
 
-func (b *bench) measure(ctx context.Context, rounds int, profile string, port int) error {
-	var limit, fsync, rate, p99, single, share, latency, costs, memory, bares, dear []float64
-	for i := range rounds {
-		l, f, bare, err := b.limit(ctx)
-		if err != nil {
-			return err
-		}
-		if profile != "" && i == rounds-1 {
-			go b.profiles(ctx, profile, port)
-		}
-		before, _, err := b.use(ctx, port)
-		if err != nil {
-			return err
-		}
-		t, err := b.produce(ctx, "bench")
-		if err != nil {
-			return err
-		}
-		after, resident, err := b.use(ctx, port)
-		if err != nil {
-			return err
-		}
-		cost := (after - before) / (t.BytesPerSecond * t.Seconds / 1e9)
-		costs, memory = append(costs, cost), append(memory, resident/1e6)
-		bares, dear = append(bares, bare), append(dear, cost/bare)
-		s, err := b.produce(ctx, "single", "--single")
-		if err != nil {
-			return err
-		}
-		limit, fsync, rate, p99 = append(limit, l/1e6), append(fsync, f), append(rate, t.BytesPerSecond/1e6), append(p99, t.P99Millis)
-		single, share, latency = append(single, s.P50Millis), append(share, 100*t.BytesPerSecond/l), append(latency, s.P50Millis/f)
-		fmt.Fprintf(os.Stderr, "round %d: bare loop %.1f MB/s a process, fdatasync p50 %.2f ms; chronik %.1f MB/s (%.0f %%); single record p50 %.2f ms (%.1f x); processor time %.1f s/GB (%.2f x of %.1f)\n",
-			i+1, l/1e6, f, t.BytesPerSecond/1e6, 100*t.BytesPerSecond/l, s.P50Millis, s.P50Millis/f, cost, cost/bare, bare)
-	}
-	fmt.Printf("| what (median of %d interleaved rounds of %d s) | value |\n|---|---|\n", rounds, b.seconds)
-	fmt.Printf("| bare loop, a process of three: bytes written and fdatasynced | %.1f MB/s |\n", median(limit))
-	fmt.Printf("| bare loop: fdatasync p50 | %.2f ms |\n", median(fsync))
-	fmt.Printf("| produce, 1 KiB, 12 partitions, RF 3, acks=all | %.1f MB/s |\n", median(rate))
-	fmt.Printf("| produce: p99 at full load | %.1f ms |\n", median(p99))
-	fmt.Printf("| produce: processor time of all nodes | %.1f s/GB |\n", median(costs))
-	fmt.Printf("| the bare work of three nodes, without the disk: processor time | %.1f s/GB |\n", median(bares))
-	fmt.Printf("| **processor time / that of the bare work** | **%.2f x** |\n", median(dear))
-	fmt.Printf("| produce: resident memory of a node afterwards | %.0f MB |\n", median(memory))
-	fmt.Printf("| **produce as a share of the bare loop** | **%.0f %%** |\n", median(share))
-	fmt.Printf("| one outstanding record: p50 | %.2f ms |\n", median(single))
-	fmt.Printf("| **one outstanding record / fdatasync p50** | **%.1f x** |\n", median(latency))
-	return b.judge(median(share), median(latency), median(dear))
+// round is what one round found.
+type round struct {
+	loop, fsync, bare float64 // of the machine: bytes a second, ms, s a GB
+	rate, p99         float64 // 1 KiB at full load: bytes a second, ms
+	cost, resident    float64 // of the nodes meanwhile: s a GB, bytes
+	fsyncs, entries   float64 // of one node's raftlog: a second, and entries a fdatasync
+	calls             float64 // reads and writes of all nodes a record
+	single            float64 // p50 of one outstanding record, ms
+	large             float64 // 100 KiB at full load: bytes a second
 }
 
-// use asks the nodes for the processor time they have used together, in seconds, and for the
-// memory of the largest, in bytes.
-func (b *bench) use(ctx context.Context, port int) (cpu, resident float64, err error) {
-	for i := range 3 {
+const (
+	recordBytes = 1 << 10
+	largeBytes  = 100 << 10
+)
+
+func (b *bench) measure(ctx context.Context, rounds int, profile string, port int) error {
+	var all []round
+	for i := range rounds {
+		r, err := b.round(ctx, port, func() {
+			if profile != "" && i == rounds-1 {
+				go b.profiles(ctx, profile, port)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		all = append(all, *r)
+		fmt.Fprintf(os.Stderr, "round %d: bare loop %.1f MB/s a process, fdatasync p50 %.2f ms; chronik %.1f MB/s (%.0f %%), 100 KiB %.1f MB/s (%.0f %%); single record p50 %.2f ms (%.1f x); processor time %.1f s/GB (%.2f x of %.1f)\n",
+			i+1, r.loop/1e6, r.fsync, r.rate/1e6, 100*r.rate/r.loop, r.large/1e6, 100*r.large/r.loop, r.single, r.single/r.fsync, r.cost, r.cost/r.bare, r.bare)
+	}
+	return b.report(all)
+}
+
+// round measures the machine, then the nodes. Each finds memory that the host need not give first.
+func (b *bench) round(ctx context.Context, port int, measuring func()) (*round, error) {
+	r := &round{}
+	if _, err := backed.Touch(ctx, backed.Enough); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.loop, r.fsync, r.bare, err = b.limit(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := backed.Touch(ctx, backed.Enough); err != nil {
+		return nil, err
+	}
+	measuring()
+	before, err := b.use(ctx, port)
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.produce(ctx, "bench")
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.use(ctx, port)
+	if err != nil {
+		return nil, err
+	}
+	bytes := t.BytesPerSecond * t.Seconds
+	r.rate, r.p99, r.resident = t.BytesPerSecond, t.P99Millis, after.resident
+	r.cost = (after.cpu - before.cpu) / (bytes / 1e9)
+	r.fsyncs = (after.fsyncs - before.fsyncs) / nodes / t.Seconds
+	r.entries = (after.entries - before.entries) / (after.fsyncs - before.fsyncs)
+	r.calls = (after.calls - before.calls) / (bytes / recordBytes)
+	large, err := b.produce(ctx, "bench", "--bytes", fmt.Sprint(largeBytes))
+	if err != nil {
+		return nil, err
+	}
+	r.large = large.BytesPerSecond
+	single, err := b.produce(ctx, "single", "--single")
+	r.single = single.P50Millis
+	return r, err
+}
+
+func (b *bench) report(all []round) error {
+	of := func(f func(r *round) float64) float64 {
+		var v []float64
+		for i := range all {
+			v = append(v, f(&all[i]))
+		}
+		return median(v)
+	}
+	share := of(func(r *round) float64 { return 100 * r.rate / r.loop })
+	latency := of(func(r *round) float64 { return r.single / r.fsync })
+	dear := of(func(r *round) float64 { return r.cost / r.bare })
+	fmt.Printf("| what (median of %d interleaved rounds of %d s) | value |\n|---|---|\n", len(all), b.seconds)
+	fmt.Printf("| bare loop, a process of three: bytes written and fdatasynced | %.1f MB/s |\n", of(func(r *round) float64 { return r.loop / 1e6 }))
+	fmt.Printf("| bare loop: fdatasync p50 | %.2f ms |\n", of(func(r *round) float64 { return r.fsync }))
+	fmt.Printf("| produce, 1 KiB, 12 partitions, RF 3, acks=all | %.1f MB/s |\n", of(func(r *round) float64 { return r.rate / 1e6 }))
+	fmt.Printf("| **as a share of the bare loop** | **%.0f %%** |\n", share)
+	fmt.Printf("| the same with 100 KiB | %.1f MB/s |\n", of(func(r *round) float64 { return r.large / 1e6 }))
+	fmt.Printf("| **as a share of the bare loop** | **%.0f %%** |\n", of(func(r *round) float64 { return 100 * r.large / r.loop }))
+	fmt.Printf("| 1 KiB: p99 at full load | %.1f ms |\n", of(func(r *round) float64 { return r.p99 }))
+	fmt.Printf("| 1 KiB: processor time of all nodes | %.1f s/GB |\n", of(func(r *round) float64 { return r.cost }))
+	fmt.Printf("| the bare work of three nodes, without the disk: processor time | %.1f s/GB |\n", of(func(r *round) float64 { return r.bare }))
+	fmt.Printf("| **processor time / that of the bare work** | **%.2f x** |\n", dear)
+	fmt.Printf("| 1 KiB: fdatasyncs of a node's raftlog | %.0f a second |\n", of(func(r *round) float64 { return r.fsyncs }))
+	fmt.Printf("| 1 KiB: entries a fdatasync | %.1f |\n", of(func(r *round) float64 { return r.entries }))
+	fmt.Printf("| 1 KiB: reads and writes (files and sockets) of all nodes, a record | %.3f |\n", of(func(r *round) float64 { return r.calls }))
+	fmt.Printf("| resident memory of a node afterwards | %.0f MB |\n", of(func(r *round) float64 { return r.resident / 1e6 }))
+	fmt.Printf("| one outstanding record: p50 | %.2f ms |\n", of(func(r *round) float64 { return r.single }))
+	fmt.Printf("| **one outstanding record / fdatasync p50** | **%.1f x** |\n", latency)
+	return b.judge(share, latency, dear)
+}
+
+const nodes = 3
+
+// used is what the nodes have used together: processor time in seconds, fdatasyncs and entries of their
+// raftlogs, system calls that read or write; and the memory of the largest, in bytes.
+type used struct{ cpu, fsyncs, entries, calls, resident float64 }
+
+func (b *bench) use(ctx context.Context, port int) (*used, error) {
+	u := &used{}
+	for i := range nodes {
 		text, err := get(ctx, fmt.Sprintf("http://127.0.0.1:%d/metrics", port+200+i))
 		if err != nil {
-			return 0, 0, err
+			return nil, err
 		}
 		for line := range strings.Lines(string(text)) {
-			var v float64
-			if n, _ := fmt.Sscanf(line, "process_cpu_seconds_total %g", &v); n == 1 {
-				cpu += v
+			name, value, _ := strings.Cut(line, " ")
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				continue // a comment
 			}
-			if n, _ := fmt.Sscanf(line, "process_resident_memory_bytes %g", &v); n == 1 {
-				resident = max(resident, v)
+			switch name {
+			case "process_cpu_seconds_total":
+				u.cpu += v
+			case "process_resident_memory_bytes":
+				u.resident = max(u.resident, v)
+			case "chronik_raftlog_fsyncs_total":
+				u.fsyncs += v
+			case "chronik_raftlog_entries_total":
+				u.entries += v
 			}
 		}
 	}
-	if cpu == 0 || resident == 0 {
-		return 0, 0, errors.New("the nodes' metrics do not have what they use")
+	if u.cpu == 0 || u.resident == 0 || u.fsyncs == 0 || u.entries == 0 {
+		return nil, errors.New("the nodes' metrics do not have what they use")
 	}
-	return cpu, resident, nil
+	var err error
+	u.calls, err = calls(b.dev.Process.Pid)
+	return u, err
+}
+
+// calls counts the system calls of a process's children that read or wrote, as the kernel does.
+func calls(parent int) (n float64, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
+	if err != nil {
+		return 0, err
+	}
+	for _, list := range lists {
+		children, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, pid := range strings.Fields(string(children)) {
+			text, err := os.ReadFile("/proc/" + pid + "/io")
+			if err != nil {
+				return 0, err
+			}
+			for line := range strings.Lines(string(text)) {
+				var v float64
+				if k, _ := fmt.Sscanf(line, "syscr: %g", &v); k == 1 {
+					n += v
+				}
+				if k, _ := fmt.Sscanf(line, "syscw: %g", &v); k == 1 {
+					n += v
+				}
+			}
+		}
+	}
+	if n == 0 {
+		return 0, fmt.Errorf("process %d has no children that read or write", parent)
+	}
+	return n, nil
 }
 
 // judge is the guard against regressions: what it compares is of one run, so that it holds on any machine.

@@ -275,6 +275,23 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+func TestWhatIsEnoughByItself(t *testing.T) {
+	quiet := 0.0
+	want := target{title: "t", part: "p", workload: "w", metric: "m", against: "kafka", least: true, want: 2, enough: 1000}
+	for own, verdict := range map[float64]string{999: "**missed**", 1000: "reached"} {
+		r := &results{Part: "p", now: &session{Others: &quiet}}
+		for round := range enoughRounds {
+			r.add("w", "m", "", "chronik", round, own)
+			r.add("w", "m", "", "kafka", round, 1500)
+		}
+		var w strings.Builder
+		want.write(&w, r.Rows[0])
+		if !strings.HasSuffix(w.String(), "| ≥ 2, or 1,000 itself | "+verdict+" |\n") {
+			t.Errorf("%v: %s", own, w.String())
+		}
+	}
+}
+
 func TestPomHasTheVersionThatIsSaid(t *testing.T) {
 	if !strings.Contains(string(pom), "<kafka.version>"+kafkaVersion+"</kafka.version>") {
 		t.Errorf("pom.xml does not fetch Kafka %s", kafkaVersion)

@@ -87,8 +87,9 @@ func topics(ctx context.Context, b *bench, p peer) error {
 
 // idle is what a cluster costs that nobody uses.
 func idle(ctx context.Context, b *bench, p peer) error {
-	for _, n := range []int{300, 3000} {
-		workload := fmt.Sprintf("%d idle partitions", n)
+	rss := map[int]float64{}
+	for _, n := range []int{few, many} {
+		workload := idleWorkload(n)
 		if !b.wants(workload) {
 			continue
 		}
@@ -100,46 +101,58 @@ func idle(ctx context.Context, b *bench, p peer) error {
 			if err := p.create(ctx, c, "bench", n); err != nil {
 				return err
 			}
-			return b.atRest(ctx, c, workload)
+			var err error
+			rss[n], err = b.atRest(ctx, c, workload)
+			return err
 		})
 		if err != nil {
 			return err
 		}
 	}
+	if rss[few] > 0 && rss[many] > 0 {
+		b.note(p, idleWorkload(many), perReplica, "KiB", (rss[many]-rss[few])*1024/(many-few))
+	}
 	return nil
 }
 
-// atRest measures the processor time of nodes that have had time to come to rest.
-func (b *bench) atRest(ctx context.Context, c *cluster, workload string) error {
+const (
+	few, many  = 300, 3000
+	perReplica = "memory of a replica, beyond the first 300"
+)
+
+func idleWorkload(n int) string { return fmt.Sprintf("%d idle partitions", n) }
+
+// atRest measures the processor time of nodes that have had time to come to rest, and returns what one has resident, in MiB.
+func (b *bench) atRest(ctx context.Context, c *cluster, workload string) (float64, error) {
 	const settle = 15 * time.Second
 	if err := pause(ctx, settle); err != nil {
-		return err
+		return 0, err
 	}
 	from := time.Now()
 	before := make([]time.Duration, len(c.nodes))
 	for i, n := range c.nodes {
 		var err error
 		if before[i], err = n.cpu(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if err := pause(ctx, max(15*time.Second, b.length)); err != nil {
-		return err
+		return 0, err
 	}
 	var share, rss []float64
 	for i, n := range c.nodes {
 		used, err := n.cpu()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		m, err := n.memory()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		share = append(share, 100*(used-before[i]).Seconds()/time.Since(from).Seconds())
 		rss = append(rss, m.now/(1<<20))
 	}
 	b.note(c.peer, workload, "of a core, a node", "%", median(share))
 	b.note(c.peer, workload, "RSS of a node", "MiB", median(rss))
-	return nil
+	return median(rss), nil
 }

@@ -50,6 +50,7 @@ type produced struct {
 type bench struct {
 	exe, dir  string
 	dev       *exec.Cmd // the parent of the nodes
+	reserve   *backed.Reserve
 	bootstrap string
 	seconds   int
 	// least is the smallest acceptable share of the bare loop in percent, most the longest acceptable wait for
@@ -98,6 +99,8 @@ func (b *bench) run(ctx context.Context, rounds, port int, profile string) (err 
 	if b.exe, err = filepath.Abs(b.exe); err != nil {
 		return err
 	}
+	b.reserve = backed.NewReserve()
+	defer b.reserve.Close()
 	if b.dev, err = b.start(ctx, port); err != nil {
 		return err
 	}
@@ -218,14 +221,14 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 // round measures the machine, then the nodes. Each finds memory that the host need not give first.
 func (b *bench) round(ctx context.Context, port int, measuring func()) (*round, error) {
 	r := &round{}
-	if _, err := backed.Touch(ctx, backed.Enough); err != nil {
+	var err error
+	if err = b.reserve.Refill(ctx); err != nil {
 		return nil, err
 	}
-	var err error
 	if r.loop, r.fsync, r.bare, err = b.limit(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := backed.Touch(ctx, backed.Enough); err != nil {
+	if err := b.reserve.Refill(ctx); err != nil {
 		return nil, err
 	}
 	measuring()

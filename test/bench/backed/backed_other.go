@@ -1,11 +1,18 @@
 //go:build !linux
 
+// Package backed does something on Linux only.
 package backed
 
 import "context"
 
-// Enough is not needed here.
-const Enough = 0
+// Reserve is not needed here.
+type Reserve struct{}
 
-// Touch does nothing here.
-func Touch(context.Context, int64) (touched int64, err error) { return 0, nil }
+// NewReserve returns one that never holds anything.
+func NewReserve() *Reserve { return &Reserve{} }
+
+// Close does nothing here.
+func (*Reserve) Close() {}
+
+// Refill does nothing here.
+func (*Reserve) Refill(context.Context) error { return nil }

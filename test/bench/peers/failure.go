@@ -119,7 +119,7 @@ func restart(ctx context.Context, b *bench, p peer) error {
 		if err := missed(ctx, c, n, "bench"); err != nil {
 			return err
 		}
-		if _, err := c.dropCache(); err != nil { // as after a long time away
+		if _, err := b.dropCache(ctx, c); err != nil { // as after a long time away
 			return err
 		}
 		from := time.Now()

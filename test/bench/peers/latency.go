@@ -16,7 +16,7 @@ func calibrate(ctx context.Context, b *bench) error {
 			continue
 		}
 		err := b.with(ctx, p, 3, func(c *cluster) error {
-			if err := b.create(ctx, c, 12); err != nil {
+			if err := p.create(ctx, c, "bench", 12); err != nil {
 				return err
 			}
 			got, err := p.produce(ctx, c, b.full(c, 1<<10, "bench"))
@@ -55,7 +55,7 @@ func latency(ctx context.Context, b *bench, p peer) error {
 			continue
 		}
 		err := b.with(ctx, p, 3, func(c *cluster) error {
-			if err := b.create(ctx, c, 12); err != nil {
+			if err := p.create(ctx, c, "bench", 12); err != nil {
 				return err
 			}
 			for _, percent := range chosen {
@@ -125,7 +125,7 @@ func tail(ctx context.Context, b *bench, p peer) error {
 			continue
 		}
 		err := b.with(ctx, p, 3, func(c *cluster) error {
-			if err := b.create(ctx, c, 12); err != nil {
+			if err := p.create(ctx, c, "bench", 12); err != nil {
 				return err
 			}
 			l := b.full(c, 1<<10, "bench")
@@ -163,7 +163,7 @@ func mixed(ctx context.Context, b *bench, p peer) error {
 		return nil
 	}
 	return b.with(ctx, p, 3, func(c *cluster) error {
-		if err := b.create(ctx, c, 12); err != nil {
+		if err := p.create(ctx, c, "bench", 12); err != nil {
 			return err
 		}
 		l := b.full(c, 1<<10, "bench")

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"chronik/test/bench/backed"
 )
 
 // bench is one run of the command.
@@ -33,6 +35,7 @@ type bench struct {
 	peers   []peer
 	part    *part
 	results *results
+	reserve *backed.Reserve    // so that every server finds the same memory
 	most    map[string]float64 // records a second at full load, by peer
 	round   int
 }
@@ -101,6 +104,8 @@ func (b *bench) run(ctx context.Context, which, who, data, kept string) (err err
 	if b.dir, err = filepath.Abs(b.dir); err != nil {
 		return err
 	}
+	b.reserve = backed.NewReserve()
+	defer b.reserve.Close()
 	machine, err := describeMachine()
 	if err != nil {
 		return err

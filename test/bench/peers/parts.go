@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"chronik/test/bench/backed"
 )
 
 // parts in the order of a whole run and of the document.
@@ -49,20 +47,6 @@ func (b *bench) full(c *cluster, size int, topics ...string) load {
 		Seeds: c.seeds(), Topics: topics, Partitions: 12, Size: size, Producers: 1, Acks: "all", Compression: "none",
 		Linger: lingerTime, Warm: b.warm, For: b.length,
 	}
-}
-
-// create makes the topic of a load that is about to be measured.
-func (b *bench) create(ctx context.Context, c *cluster, partitions int) error {
-	if err := c.peer.create(ctx, c, "bench", partitions); err != nil {
-		return err
-	}
-	return warmMemory(ctx)
-}
-
-// warmMemory has every server find the same: memory that need not come from the host first.
-func warmMemory(ctx context.Context) error {
-	_, err := backed.Touch(ctx, backed.Enough)
-	return err
 }
 
 // load runs one load and notes what came of it.
@@ -145,7 +129,7 @@ func throughput(ctx context.Context, b *bench, p peer) error {
 				continue
 			}
 			err := b.with(ctx, p, 3, func(c *cluster) error {
-				if err := b.create(ctx, c, 12); err != nil {
+				if err := p.create(ctx, c, "bench", 12); err != nil {
 					return err
 				}
 				l := b.full(c, size.bytes, "bench")
@@ -181,9 +165,6 @@ func partitions(ctx context.Context, b *bench, p peer) error {
 				return err
 			}
 			b.note(p, workload, "creating the topic", "s", time.Since(from).Seconds())
-			if err := warmMemory(ctx); err != nil {
-				return err
-			}
 			l := b.full(c, 100, "bench")
 			l.Partitions = n
 			if _, err := b.load(ctx, c, workload, l); err != nil {

@@ -68,6 +68,9 @@ func (b *bench) fresh(ctx context.Context, p peer, nodes int, f func(c *cluster)
 		return fmt.Errorf("%s: %w", p.name(), err)
 	}
 	defer c.stop()
+	if err := b.reserve.Refill(ctx); err != nil {
+		return err
+	}
 	if err := f(c); err != nil {
 		return c.explain(fmt.Errorf("%s: %w", p.name(), err))
 	}

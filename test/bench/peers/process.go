@@ -185,6 +185,14 @@ func (n *node) cpu() (time.Duration, error) {
 	return time.Duration(user+system) * tick, errors.Join(err1, err2)
 }
 
+// dropCache is a cluster's, with what was in the page cache back in the reserve.
+func (b *bench) dropCache(ctx context.Context, c *cluster) (stayed int64, err error) {
+	if stayed, err = c.dropCache(); err != nil {
+		return stayed, err
+	}
+	return stayed, b.reserve.Refill(ctx)
+}
+
 // dropCache writes every file of the nodes to the disk and takes its pages out of
 // the page cache. It returns the bytes that stayed there.
 func (c *cluster) dropCache() (stayed int64, err error) {

@@ -149,7 +149,7 @@ func cold(ctx context.Context, b *bench, p peer) error {
 		return nil
 	}
 	return b.with(ctx, p, 3, func(c *cluster) error {
-		if err := b.create(ctx, c, 12); err != nil {
+		if err := p.create(ctx, c, "bench", 12); err != nil {
 			return err
 		}
 		l := b.full(c, 1<<10, "bench")
@@ -162,7 +162,7 @@ func cold(ctx context.Context, b *bench, p peer) error {
 			if !b.wants(workload) {
 				continue
 			}
-			stayed, err := c.dropCache()
+			stayed, err := b.dropCache(ctx, c)
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,7 @@ func (b *bench) one(ctx context.Context, p peer, nodes, partitions int, workload
 		return nil
 	}
 	return b.with(ctx, p, nodes, func(c *cluster) error {
-		if err := b.create(ctx, c, partitions); err != nil {
+		if err := p.create(ctx, c, "bench", partitions); err != nil {
 			return err
 		}
 		l := b.full(c, 1<<10, "bench")
@@ -77,9 +77,6 @@ func topics(ctx context.Context, b *bench, p peer) error {
 			return err
 		}
 		b.note(p, workload, "creating them", "s", time.Since(from).Seconds())
-		if err := warmMemory(ctx); err != nil {
-			return err
-		}
 		_, err := b.load(ctx, c, workload, b.full(c, 1<<10, names...))
 		return err
 	})

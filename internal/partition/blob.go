@@ -44,7 +44,7 @@ func newState() *state {
 func (s *state) writeTo(w io.Writer) (int64, error) {
 	const piece = 64 << 10
 	var written int64
-	b := make([]byte, 0, piece+1024)
+	b := make([]byte, 0, 1024) // mostly a few hundred bytes
 	flush := func(above int) error {
 		if len(b) <= above {
 			return nil

@@ -22,6 +22,8 @@ const spaceRetry = time.Second
 type applySide struct {
 	mu    sync.Mutex
 	queue []applyItem
+	// size of the entries in queue, in bytes.
+	size int
 	// queued: on an apply worker. paused: waits for disk space (rule 31).
 	queued, paused bool
 
@@ -36,11 +38,15 @@ type applySide struct {
 	dir  string
 	ckpt ckptSide
 	run  []Entry // scratch
+	// unreported is how many bytes were applied since the raft worker was woken for it.
+	unreported int
 }
 
 // applyItem is one thing for the apply worker, done in order.
 type applyItem struct {
-	entries   []*pb.Entry
+	entries []*pb.Entry
+	// reported are the entries that the responses tell raft of.
+	reported  []*pb.Entry
 	responses []*pb.Message
 	install   *install
 	fn        func()
@@ -51,6 +57,29 @@ type applyItem struct {
 func (a *applySide) post(r *Replica, it applyItem) {
 	a.mu.Lock()
 	a.queue = append(a.queue, it)
+	a.wakeLocked(r)
+	a.mu.Unlock()
+}
+
+// postEntries is post for committed entries. If patient, they may wait for more (see patience.go).
+func (a *applySide) postEntries(r *Replica, it applyItem, patient bool) {
+	size := 0
+	for _, e := range it.entries {
+		size += len(e.GetData()) + entryOverhead
+		patient = patient && e.GetType() == pb.EntryNormal
+	}
+	a.mu.Lock()
+	a.queue = append(a.queue, it)
+	a.size += size
+	if total := r.h.unapplied.Add(int64(size)); !patient || a.size >= maxUnapplied || total >= maxUnappliedAll {
+		a.wakeLocked(r)
+	}
+	a.mu.Unlock()
+}
+
+// wake has what waits applied.
+func (a *applySide) wake(r *Replica) {
+	a.mu.Lock()
 	a.wakeLocked(r)
 	a.mu.Unlock()
 }
@@ -83,7 +112,8 @@ func (r *Replica) applyPass() {
 	a.mu.Lock()
 	a.queued = false
 	items := a.queue
-	a.queue = nil
+	r.h.unapplied.Add(-int64(a.size))
+	a.queue, a.size = nil, 0
 	a.mu.Unlock()
 	for i := range items {
 		if items[i].ahead {
@@ -131,7 +161,7 @@ func (r *Replica) applyOne(it *applyItem) (done bool) {
 		return false
 	}
 	if !r.dying.Load() {
-		r.postLocal(localEvent{responses: it.responses})
+		r.reportApplied(it)
 		r.checkpointIfDue()
 	}
 	return true

@@ -10,11 +10,11 @@ import (
 func (r *Replica) PinCheckpoint(done func(p *snapshot.Pin, dir string, err error)) {
 	r.postLocal(localEvent{fn: func(*outbox) {
 		if r.ended() || r.rs.ckpt == nil {
-			r.h.pins.run(func() { done(nil, "", snapshot.ErrNoCheckpoint) })
+			r.h.pins.run(1, func() { done(nil, "", snapshot.ErrNoCheckpoint) })
 			return
 		}
 		dir := snapshot.GenDir(r.base, r.rs.gen)
-		r.h.pins.run(func() {
+		r.h.pins.run(1, func() {
 			p, err := r.h.opt.Server.Pin(r.spec.Group, r.spec.Replica, dir, 0)
 			done(p, dir, err)
 		})

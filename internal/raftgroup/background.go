@@ -2,29 +2,34 @@ package raftgroup
 
 import "sync"
 
-// background is the bounded pool for checkpoints and clean-up: a few workers,
-// one queue.
+// background is the bounded pool for checkpoints and clean-up: one queue, and jobs that share so many units.
 type background struct {
 	mu     sync.Mutex
 	cond   sync.Cond
-	queue  []func()
+	queue  []backgroundJob
+	free   int // units
 	closed bool
 	wg     sync.WaitGroup
 }
 
-func newBackground(n int) *background {
-	b := &background{}
+type backgroundJob struct {
+	do    func()
+	units int
+}
+
+func newBackground(units int) *background {
+	b := &background{free: units}
 	b.cond.L = &b.mu
-	for range n {
+	for range units {
 		b.wg.Go(b.loop)
 	}
 	return b
 }
 
-// run queues a job. Jobs queued before close still run.
-func (b *background) run(job func()) {
+// run queues a job that takes so many units, at most all there are. Jobs queued before close still run.
+func (b *background) run(units int, job func()) {
 	b.mu.Lock()
-	b.queue = append(b.queue, job)
+	b.queue = append(b.queue, backgroundJob{job, units})
 	b.mu.Unlock()
 	b.cond.Signal()
 }
@@ -32,7 +37,7 @@ func (b *background) run(job func()) {
 func (b *background) loop() {
 	for {
 		b.mu.Lock()
-		for len(b.queue) == 0 && !b.closed {
+		for len(b.queue) == 0 && !b.closed || len(b.queue) > 0 && b.queue[0].units > b.free {
 			b.cond.Wait()
 		}
 		if len(b.queue) == 0 {
@@ -40,10 +45,15 @@ func (b *background) loop() {
 			return
 		}
 		job := b.queue[0]
-		b.queue[0] = nil
+		b.queue[0] = backgroundJob{}
 		b.queue = b.queue[1:]
+		b.free -= job.units
 		b.mu.Unlock()
-		job()
+		job.do()
+		b.mu.Lock()
+		b.free += job.units
+		b.mu.Unlock()
+		b.cond.Broadcast() // the next may need what several gave back
 	}
 }
 

@@ -2,6 +2,7 @@ package raftgroup
 
 import (
 	"fmt"
+	"log/slog"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -14,6 +15,16 @@ import (
 
 // checkpointRetry is how long a checkpoint that failed is not tried again.
 const checkpointRetry = 5 * time.Second
+
+// smallCheckpoint is how many bytes of entries a checkpoint may be of and still be small: its time goes into waiting for
+// the disk to confirm little, and log pressure asks for those of a thousand groups at once.
+const smallCheckpoint = 1 << 20
+
+// checkpointShares is how many small checkpoints are written in place of a large one, of which there are at most so many.
+func checkpointShares(concurrent int) int { return min(8, max(1, 64/concurrent)) }
+
+// logPressure is why a checkpoint is taken that the raftlog asks for.
+const logPressure = "log pressure"
 
 // checkpoint is the durable one of a replica, as the raft worker knows it.
 type checkpoint struct {
@@ -112,7 +123,11 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 	}
 	a.ckpt.busy, a.ckpt.writing = true, a.index
 	a.ckpt.bytes = 0
-	r.h.bg.run(job.run)
+	units := 1
+	if job.bytes > smallCheckpoint {
+		units = checkpointShares(r.h.opt.Policy.MaxConcurrent)
+	}
+	r.h.bg.run(units, job.run)
 	job.stall = time.Since(start)
 }
 
@@ -130,10 +145,19 @@ type checkpointJob struct {
 	stall time.Duration
 }
 
+// level is that of the words about a checkpoint. A thousand groups may take one for the raftlog's sake
+// every few seconds, which it says itself.
+func (j *checkpointJob) level() slog.Level {
+	if j.why == logPressure {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
 func (j *checkpointJob) run() {
 	j.started = time.Now()
 	r, t := j.r, &j.r.h.timing
-	r.log.Info("Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
+	r.log.Log(r.h.ctx, j.level(), "Creating snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
 		"index", j.at.index, "term", j.at.term, "bytes", j.bytes, "reused", 0, "took", time.Duration(0), "reason", j.why)
 	t.writing.Add(1)
 	r.bg.Lock()
@@ -187,7 +211,7 @@ func (r *Replica) checkpointDone(j *checkpointJob, info snapshot.WriteInfo, sync
 	case err == nil && !stale:
 		a.ckpt.index, a.ckpt.has, a.ckpt.spoilt = j.at.index, true, false
 		r.count.created.Add(1)
-		r.log.Info("Created snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
+		r.log.Log(r.h.ctx, j.level(), "Created snapshot for "+r.spec.Name, "topic", r.spec.Topic, "partition", r.spec.Partition,
 			"index", j.at.index, "term", j.at.term, "bytes", info.FileBytes, "reused", j.named, "took", time.Since(j.started))
 		at := j.at
 		r.postLocal(localEvent{fn: func(*outbox) { r.published(&at) }})
@@ -316,8 +340,11 @@ func (r *Replica) trim() {
 	}
 	pressed := !time.Now().After(rs.pressedUntil)
 	urgent := pressed && rs.urgent
-	if urgent {
+	switch {
+	case urgent:
 		in.KeepEntries = 0
+	case pressed:
+		in.Yield = rs.pressedTo
 	}
 	if rs.role == raft.StateLeader && !urgent {
 		for _, f := range r.followers() {

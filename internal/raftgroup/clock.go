@@ -70,6 +70,8 @@ func (r *Replica) stepMessage(o *outbox, m *pb.Message) {
 		if rs.state == StateHalted {
 			return // who hands over gives up after an election timeout, and leads on; a candidate that was halted wins no more
 		}
+	case pb.MsgHeartbeatResp, pb.MsgAppResp:
+		r.answered(m)
 	case pb.MsgApp:
 		if !isSmall(m.GetEntries()) && (r.h.unstored.Load() > r.h.opt.MaxUnstoredBytes || r.crowded(false)) {
 			r.dropped.Add(1)
@@ -145,13 +147,19 @@ func (r *Replica) stepClock(o *outbox, in *inbox) {
 	if in.ticks == 0 || r.rs.quiet.on || r.quiesceTick(o, in.ticks) {
 		return
 	}
+	rs := &r.rs
+	if rs.notable <= rs.hs.Commit {
+		rs.notable = 0 // they have been told
+	}
+	rs.noBeat = !r.needsBeat(in.ticks)
 	r.tickRaft(in.ticks)
-	r.rs.dirty = r.rs.dirty || r.rs.stale
+	r.as.wake(r) // for what a follower let wait
+	rs.dirty = rs.dirty || rs.stale
 	r.waiters.expire(in.now)
 	r.expireReads(in.now)
-	r.rs.slow += in.ticks
-	if time.Duration(r.rs.slow)*r.h.opt.HeartbeatInterval >= slowInterval {
-		r.rs.slow = 0
+	rs.slow += in.ticks
+	if time.Duration(rs.slow)*r.h.opt.HeartbeatInterval >= slowInterval {
+		rs.slow = 0
 		r.handleReady(o)
 		r.slowTick(o)
 	}

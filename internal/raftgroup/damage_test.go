@@ -15,6 +15,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"chronik/internal/ident"
+	"chronik/internal/raftlog"
 	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
@@ -194,7 +195,7 @@ func TestHaltedReplicaVotes(t *testing.T) {
 				hurt.replica().failApply(syscall.EIO)
 				c.eventually("it is halted", state(StateHalted))
 				press := func() {
-					hurt.host.onPressure([]ident.ReplicaID{hurt.replica().ID()}, true)
+					hurt.host.onPressure([]raftlog.Holder{{Replica: hurt.replica().ID()}}, true)
 					<-time.After(time.Second)
 				}
 				if press(); !state(StateHalted)() {

@@ -35,6 +35,8 @@ type Host struct {
 	timers *timers
 	choose Chooser
 	timing timings
+	// unapplied is the size of the entries in the apply queues, in bytes.
+	unapplied atomic.Int64
 	// unstored is the bytes of entries that leaders sent and that are on their way to the disk. Raft workers
 	// add to it, the raftlog takes away.
 	unstored atomic.Int64
@@ -68,7 +70,7 @@ func NewHost(opt Options) (*Host, error) {
 		up:        make(map[ident.NodeID]transport.PeerInfo),
 		timers:    newTimers(),
 		contacts:  newContacts(),
-		bg:        newBackground(opt.Policy.MaxConcurrent),
+		bg:        newBackground(opt.Policy.MaxConcurrent * checkpointShares(opt.Policy.MaxConcurrent)),
 		pins:      newBackground(1),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -443,22 +445,27 @@ func (h *Host) SpaceAvailable() {
 	}
 }
 
-// onPressure is the raftlog's wish: these replicas pin its oldest files. Their
-// snapshots under way hold no log for a while: raftlog.max_bytes is the cap on what
-// pins hold, and who received one may need another, which is then a small one. If it is
+// onPressure is the raftlog's wish: these replicas pin its oldest file. They keep nothing there behind their checkpoints,
+// and take one if theirs is not beyond it. Their snapshots under way hold no log for a while: raftlog.max_bytes is the
+// cap on what pins hold, and who received one may need another, which is then a small one. If it is
 // urgent they keep nothing for followers either, nor behind their checkpoints.
-func (h *Host) onPressure(ids []ident.ReplicaID, urgent bool) {
-	for _, id := range ids {
-		if r := h.byID(id); r != nil {
-			r.postLocal(localEvent{fn: func(*outbox) {
-				r.rs.pressedUntil, r.rs.urgent = time.Now().Add(pressureLasts), urgent
-				r.trim()
-				if r.rs.state == StateHalted {
-					r.giveWay(urgent)
-				}
-			}})
-			r.as.post(r, applyItem{fn: func() { r.checkpointNow("log pressure", nil) }})
+func (h *Host) onPressure(holders []raftlog.Holder, urgent bool) {
+	for _, held := range holders {
+		if r := h.byID(held.Replica); r != nil {
+			r.postLocal(localEvent{fn: func(*outbox) { r.pressed(held.UpTo, urgent) }})
 		}
+	}
+}
+
+func (r *Replica) pressed(upTo ident.Index, urgent bool) {
+	rs := &r.rs
+	rs.pressedUntil, rs.pressedTo, rs.urgent = time.Now().Add(pressureLasts), upTo, urgent
+	r.trim()
+	if rs.state == StateHalted {
+		r.giveWay(urgent)
+	}
+	if c := rs.ckpt; urgent || upTo > 0 && (c == nil || c.index < upTo) {
+		r.as.post(r, applyItem{fn: func() { r.checkpointNow(logPressure, nil) }})
 	}
 }
 
@@ -480,6 +487,7 @@ func (h *Host) tickLoop() {
 		case now := <-t.C:
 			h.keepContact(now)
 			h.ticking.tick(now)
+			h.opt.Log.Nudge()
 		case <-h.ctx.Done():
 			return
 		}

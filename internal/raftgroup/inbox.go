@@ -157,7 +157,9 @@ func (r *Replica) postItem(it item) {
 	}
 	in.itemBytes += it.size
 	in.items = append(in.items, it)
-	r.wakeLocked()
+	if !r.canWait(&it) {
+		r.wakeLocked()
+	}
 }
 
 // tick is the host's ticker.

@@ -90,7 +90,7 @@ func (r *Replica) pin(to ident.ReplicaID, seq uint64) {
 			return
 		}
 		dir := snapshot.GenDir(r.base, r.rs.gen)
-		r.h.pins.run(func() {
+		r.h.pins.run(1, func() {
 			p, err := r.h.opt.Server.Pin(r.spec.Group, r.spec.Replica, dir, node)
 			r.postLocal(localEvent{fn: func(o *outbox) { r.pinned(o, to, seq, p, err) }})
 		})

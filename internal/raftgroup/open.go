@@ -273,7 +273,7 @@ func (r *Replica) checkLog(c raftlog.Creation) error {
 			return fmt.Errorf("%w: the log has term %d at index %d, the checkpoint %d", ErrCorrupt, t, a.index, a.term)
 		}
 	}
-	rs.durable = rs.hs
+	rs.durable, rs.logged = rs.hs, rs.hs
 	rs.last = last
 	rs.st = &storage{view: rs.view, first: first, firstTerm: term, snapshot: r.snapshotForRaft}
 	return nil

@@ -59,7 +59,7 @@ const (
 	quiesceAfter = 3
 	// askAfter is after how many ticks a follower asks a leader that it does not hear. It must be
 	// less than an election timeout's ticks to be of use.
-	askAfter = 3
+	askAfter = 5
 	// lookUpLeader and lookUpFollower bound what a lost word, or a mistake, can cost: a replica at rest wakes
 	// by itself after that. Inequality: leaders come first, with room for jitter, so that
 	// in a healthy group a follower's time never comes.
@@ -285,7 +285,8 @@ func (r *Replica) askedToRest(o *outbox, it *item) {
 	rs := &r.rs
 	r.handleReady(o) // what this pass stepped before counts
 	if r.ended() || r.h.opt.NeverQuiesce || rs.state != StateRunning || rs.role != raft.StateFollower ||
-		rs.lead != uint64(it.from) || it.term != rs.hs.Term || it.index != rs.last || !r.still() {
+		rs.lead != uint64(it.from) || it.term != rs.hs.Term || it.index != rs.last || !r.still() ||
+		rs.rn.BasicStatus().Applied != uint64(rs.last) {
 		return
 	}
 	if it.epoch == 0 || r.h.contacts.with(it.src.node) != it.epoch || r.nodeOf(rs.lead) != it.src.node {

@@ -43,6 +43,7 @@ func (r *Replica) pass(o *outbox) {
 	if len(in.props)+len(in.reads)+len(in.local) > 0 || in.flags&^(flagPeers|flagLook) != 0 {
 		r.rs.quiet.idle = 0
 	}
+	r.rs.prompted, r.rs.noBeat = false, false
 	r.stepProposals(in.props)
 	reads := in.reads
 	in.reads = nil
@@ -208,16 +209,29 @@ func (r *Replica) handleReady(o *outbox) {
 		if rd.SoftState != nil {
 			r.softState(rd.SoftState)
 		}
+		last := rs.last
+		if n := len(rd.Entries); n > 0 {
+			last = ident.Index(rd.Entries[n-1].GetIndex())
+		}
+		entries := 0
 		for _, m := range rd.Messages {
 			switch m.GetTo() {
 			case raft.LocalAppendThread:
 				r.storageAppend(m)
 			case raft.LocalApplyThread:
-				r.as.post(r, applyItem{entries: m.GetEntries(), responses: m.GetResponses()})
+				it := applyItem{entries: m.GetEntries(), reported: m.GetEntries(), responses: m.GetResponses()}
+				r.as.postEntries(r, it, rs.role != raft.StateLeader)
 			default:
+				if r.isNeedless(m, last) {
+					continue
+				}
 				r.route(o, m)
+				if m.GetType() == pb.MsgApp && len(m.GetEntries()) > 0 {
+					entries++
+				}
 			}
 		}
+		r.sentEntries(entries)
 		r.readStates(rd.ReadStates)
 	}
 }
@@ -240,7 +254,7 @@ func (r *Replica) softState(ss *raft.SoftState) {
 
 func (r *Replica) leadershipLost() {
 	rs := &r.rs
-	rs.termStart = 0
+	rs.termStart, rs.notable = 0, 0
 	r.serving.Store(false)
 	r.waiters.fail(rs.hs.Commit, ErrLeadershipLost)
 	rs.reads.fail(ErrLeadershipLost)
@@ -289,6 +303,8 @@ func (r *Replica) storageAppend(m *pb.Message) {
 			r.failLog(fmt.Errorf("append to the raftlog: %w", err))
 		}
 	}
+	a.Patient = r.onlyCommit(a, responses)
+	rs.logged = hs
 	invariant.Point("raftgroup.append.submit")
 	r.h.opt.Log.Append(a)
 }
@@ -307,6 +323,10 @@ func (r *Replica) ownEntries(es []*pb.Entry) {
 	for _, e := range es {
 		if rs.termStart == 0 && e.GetTerm() == uint64(rs.hs.Term) {
 			rs.termStart = ident.Index(e.GetIndex())
+			rs.notable = rs.termStart
+		}
+		if e.GetType() != pb.EntryNormal {
+			rs.notable = ident.Index(e.GetIndex())
 		}
 	}
 	r.waiters.check(es)
@@ -319,12 +339,13 @@ func (r *Replica) settle(o *outbox, in *inbox) {
 		return
 	}
 	r.doubtLeader(o)
+	r.awaitApplied()
 	if rs.role == raft.StateLeader && rs.termStart > 0 && !r.serving.Load() && !r.dying.Load() && r.applied.Load() >= uint64(rs.termStart) {
 		r.serving.Store(true)
 		rs.dirty = true
 	}
 	if len(in.items)+len(in.local)+len(in.props) > 0 {
-		r.replicaProgress()
+		r.noteProgress()
 	}
 	r.readsApplied()
 	r.announce()

@@ -55,6 +55,10 @@ type Replica struct {
 	// liveGen is the live generation. The raft worker moves it.
 	liveGen atomic.Uint64
 	serving atomic.Bool
+	// awaited is from which applied index on the raft worker wants to be woken; it moves it (see patience.go).
+	awaited atomic.Uint64
+	// allSent: this replica leads, and its followers keep up and were sent everything. The raft worker moves it.
+	allSent atomic.Bool
 	// fence: entries at or below it belong to an installed snapshot and are not
 	// applied, yet their responses are delivered (rule 10). The raft worker moves it.
 	fence atomic.Uint64
@@ -91,6 +95,15 @@ type raftSide struct {
 	// hs is raft's latest HardState: what every append carries (rule 5).
 	// durable is the latest that is known to be on disk.
 	hs, durable raftlog.HardState
+	// logged is the HardState of the latest append submitted.
+	logged raftlog.HardState
+	// prompted: in this pass an answer to a heartbeat was stepped behind which something may have got lost.
+	// noBeat: this pass sends no heartbeats.
+	prompted, noBeat bool
+	// acked are the followers that have acknowledged entries since they last answered a heartbeat.
+	acked []uint64
+	// sinceEntries counts ticks since all followers were sent entries, up to beatAfter.
+	sinceEntries int
 	// last is raft's last index. Exact whenever no Ready waits.
 	last ident.Index
 	// lead and role are raft's SoftState.
@@ -98,7 +111,10 @@ type raftSide struct {
 	role raft.StateType
 	// termStart is the index of this leader's own term's empty entry, 0 before it is known.
 	termStart ident.Index
-	mem       *membership
+	// notable is the latest entry of this reign whose commit followers are told of at once: its first,
+	// or a membership change. 0: none, or they have been told.
+	notable ident.Index
+	mem     *membership
 	// learned binds senders that no configuration names yet (rule 19).
 	learned map[ident.ReplicaID]Member
 	// lastConf is the index of the last applied membership change (rule 14).
@@ -127,7 +143,9 @@ type raftSide struct {
 	// pressedUntil: the raftlog needs room; until then pins hold no log and, if that
 	// is urgent, nothing else does.
 	pressedUntil time.Time
-	urgent       bool
+	// pressedTo is the last entry in the file that is to become free.
+	pressedTo ident.Index
+	urgent    bool
 	// stateless: the state machine was told its last and is closed, or about to be.
 	stateless bool
 	// halted: when a leader's followers last said so. deaf: ticks since a halted follower heard its leader.

@@ -89,6 +89,7 @@ func testSalvage(c *cluster, checkpoint bool) {
 		st := survivor.replica().Status()
 		return cut && st.LastIndex > st.CommitIndex
 	})
+	time.Sleep(2 * c.nodes[1].host.opt.HeartbeatInterval) // a commit index alone waits for the next batch
 	was := survivor.replica().Status()
 	disk := survivor.kill(0)
 	for _, nd := range c.nodes {

@@ -526,7 +526,7 @@ func TestPressureTakesCheckpoint(t *testing.T) {
 		c.create(1)
 		c.fill("k", 0, 5)
 		nd := c.nodes[1]
-		nd.host.onPressure([]ident.ReplicaID{11, 12}, false)
+		nd.host.onPressure([]raftlog.Holder{{Replica: 11, UpTo: 6}, {Replica: 12}}, false)
 		c.eventually("checkpoint", func() bool { return nd.replica().Status().SnapshotIndex >= 6 })
 	})
 }
@@ -545,7 +545,7 @@ func TestUrgentPressureKeepsNothing(t *testing.T) {
 		c.fill("k", 0, 60)
 		r := c.leader().replica()
 		press := func(urgent bool) Status {
-			r.h.onPressure([]ident.ReplicaID{r.ID()}, urgent)
+			r.h.onPressure([]raftlog.Holder{{Replica: r.ID(), UpTo: r.Status().LastIndex}}, urgent)
 			time.Sleep(time.Second)
 			return r.Status()
 		}

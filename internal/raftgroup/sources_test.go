@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"chronik/internal/ident"
+	"chronik/internal/raftlog"
 	"chronik/internal/snapshot"
 	"chronik/internal/transport"
 	"chronik/internal/vfs"
@@ -480,7 +481,7 @@ func TestPinYieldsToPressure(t *testing.T) {
 		if st := r.Status(); st.FirstIndex != pin.Point.Index+1 && st.FirstIndex > pin.Point.Index || st.SnapshotIndex < 70 { // one is due every 20 entries
 			t.Fatalf("pin at %d: first index %d, snapshot %d", pin.Point.Index, st.FirstIndex, st.SnapshotIndex)
 		}
-		nd.host.onPressure([]ident.ReplicaID{r.ID()}, false)
+		nd.host.onPressure([]raftlog.Holder{{Replica: r.ID(), UpTo: r.Status().LastIndex}}, false)
 		time.Sleep(100 * time.Millisecond)
 		if st := r.Status(); st.FirstIndex < 80 {
 			t.Fatalf("under pressure: first index %d", st.FirstIndex)

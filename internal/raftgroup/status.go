@@ -161,19 +161,29 @@ func (r *Replica) followers() []Follower {
 	return out
 }
 
-// replicaProgress tells the waiters how many voters hold what (rule 27).
-func (r *Replica) replicaProgress() {
+// noteProgress tells the waiters how many voters hold what (rule 27), and
+// notes whether every follower keeps up and was sent everything.
+func (r *Replica) noteProgress() {
 	rs := &r.rs
-	if rs.role != raft.StateLeader || !r.waiters.wanting() {
+	if rs.role != raft.StateLeader {
+		r.allSent.Store(false)
 		return
 	}
 	var buf [8]ident.Index
 	match := buf[:0]
+	sent := true
 	rs.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if id != uint64(r.spec.Replica) {
+			sent = sent && !pr.IsLearner && pr.State == tracker.StateReplicate && pr.Next == uint64(rs.last)+1
+		}
 		if slices.Contains(rs.mem.conf.GetVoters(), id) {
 			match = append(match, ident.Index(pr.Match))
 		}
 	})
+	r.allSent.Store(sent)
+	if !r.waiters.wanting() {
+		return
+	}
 	slices.SortFunc(match, func(a, b ident.Index) int {
 		switch {
 		case a > b:

@@ -131,6 +131,14 @@ func (w *waiters) progress(replicated []ident.Index) {
 	tell(outs)
 }
 
+// wantMore tells whether a proposal waits for more voters than a commit takes.
+func (w *waiters) wantMore() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// What is proposed at a time wants the same, unless the topic's setting has just changed.
+	return len(w.held) > 0 || len(w.q) > 0 && max(w.q[0].min, w.q[len(w.q)-1].min) > w.majority
+}
+
 // wanting tells whether progress matters to anyone.
 func (w *waiters) wanting() bool {
 	w.mu.Lock()

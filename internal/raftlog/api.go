@@ -39,6 +39,8 @@ type Append struct {
 	// Own: their Data share no memory with anything, so that the tail cache need not copy what is small.
 	Own     bool
 	Install *Install
+	// Patient: nobody waits for it. It goes with the next batch, or with Nudge.
+	Patient bool
 	// Done runs once, after the frame is durable (nil) or never will be: with an
 	// ErrFailed the log has failed for good and the node must stop; with
 	// ErrUnknownReplica, ErrQuarantined or ErrTooLarge only this record was

@@ -36,7 +36,7 @@ type Log struct {
 	wake     bool
 	closing  bool
 	err      error // set once
-	pressure func([]ident.ReplicaID, bool)
+	pressure func([]Holder, bool)
 	damage   func(ident.ReplicaID, error)
 
 	// repMu guards the map and node; the sync loop, their only writer, reads them without.
@@ -88,7 +88,20 @@ func (l *Log) enqueue(o op) {
 		return
 	}
 	l.waiting = append(l.waiting, o)
-	l.cond.Signal()
+	if o.kind != opAppend || !o.app.Patient {
+		l.wake = true
+		l.cond.Signal()
+	}
+	l.mu.Unlock()
+}
+
+// Nudge has the log write what is patient. It does not wait for it.
+func (l *Log) Nudge() {
+	l.mu.Lock()
+	if len(l.waiting) > 0 && !l.wake {
+		l.wake = true
+		l.cond.Signal()
+	}
 	l.mu.Unlock()
 }
 
@@ -225,12 +238,19 @@ func (l *Log) Trim(id ident.ReplicaID, to ident.Index) {
 	l.mu.Unlock()
 }
 
+// Holder is a replica that keeps a file from being freed.
+type Holder struct {
+	Replica ident.ReplicaID
+	// UpTo is its last entry there, 0 if only a record of the replica itself is.
+	UpTo ident.Index
+}
+
 // OnPressure sets the function called when old files should become free and
 // cannot: with the replicas that hold the oldest one. They should checkpoint and
-// Trim; urgent, when more than 7/8 of MaxBytes are taken, they should keep nothing
+// Trim up to UpTo at least; urgent, when more than 7/8 of MaxBytes are taken, they should keep nothing
 // that they can do without. It runs on the sync loop and must not block; it is called
 // again with each new file while that lasts.
-func (l *Log) OnPressure(fn func(replicas []ident.ReplicaID, urgent bool)) {
+func (l *Log) OnPressure(fn func(holders []Holder, urgent bool)) {
 	l.mu.Lock()
 	l.pressure = fn
 	l.wake = true

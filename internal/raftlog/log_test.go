@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	pebblevfs "github.com/cockroachdb/pebble/v2/vfs"
 
@@ -395,4 +397,40 @@ func TestRoomIsMade(t *testing.T) {
 			wantEntries(t, open(t, crash(mem, 0, 1)), 5, append(run(5, 2, 1, 2, 20000), append(run(5, 3, 1, 2, testFile-20000), run(5, 4, 1, 2, 10)...)...))
 		}
 	}
+}
+
+// A patient append waits for the next batch or for Nudge, and keeps its place.
+func TestPatientAppend(t *testing.T) {
+	l := open(t, vfs.NewCrashableMem())
+	check(t, l.Create([]Creation{voter(1), voter(2)}))
+	check(t, add(l, 1, HardState{1, 0, 1}, run(1, 2, 3, 1, 10)))
+	var order []string
+	done := make(chan struct{}, 3)
+	put := func(name string, patient bool, hs HardState, es []Entry) {
+		l.Append(&Append{Replica: 1, HardState: hs, Entries: es, Patient: patient, Done: func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			order = append(order, name)
+			done <- struct{}{}
+		}})
+	}
+	before := l.Stats().Batches
+	put("commit 2", true, HardState{1, 0, 2}, nil)
+	time.Sleep(20 * time.Millisecond)
+	if n := l.Stats().Batches - before; n != 0 {
+		t.Fatalf("%d batches for a patient append", n)
+	}
+	put("entries", false, HardState{1, 0, 2}, run(1, 5, 1, 1, 10))
+	<-done
+	<-done
+	put("commit 3", true, HardState{1, 0, 3}, nil)
+	l.Nudge()
+	<-done
+	if got := strings.Join(order, ", "); got != "commit 2, entries, commit 3" {
+		t.Fatal(got)
+	}
+	put("commit 4", true, HardState{1, 0, 4}, nil)
+	check(t, l.Close()) // takes along what waits
+	<-done
 }

@@ -144,12 +144,12 @@ func (l *Log) relieve() {
 	}
 	w.pressedAt = at
 	rs := owners(oldest)
-	ids := make([]ident.ReplicaID, len(rs))
+	holders := make([]Holder, len(rs))
 	for i, r := range rs {
-		ids[i] = r.id
+		holders[i] = Holder{r.id, r.upTo(oldest)}
 	}
-	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(ids), "urgent", urgent)
-	fn(ids, urgent)
+	l.log.Info("raftlog under pressure", "file", oldest.path, "bytes", total, "live", oldest.live, "replicas", len(rs), "urgent", urgent)
+	fn(holders, urgent)
 }
 
 // owners returns the replicas with something live in f, by id.
@@ -177,6 +177,16 @@ func (r *replica) pins(f *logFile) bool {
 		return true
 	}
 	return slices.ContainsFunc(r.refs, func(e entryRef) bool { return e.file == f })
+}
+
+// upTo is r's last entry in f, 0 if there is none. Called on the sync loop.
+func (r *replica) upTo(f *logFile) (last ident.Index) {
+	for i := range r.refs {
+		if e := &r.refs[i]; e.file == f {
+			last = max(last, e.last())
+		}
+	}
+	return last
 }
 
 // encodeMove puts the next part of the relocation at work into the batch. It

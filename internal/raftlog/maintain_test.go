@@ -74,8 +74,8 @@ func TestPressure(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	o := testOptions(mem)
 	l := openWith(t, o)
-	asked := make(chan []ident.ReplicaID, 100)
-	l.OnPressure(func(rs []ident.ReplicaID, _ bool) { asked <- slices.Clone(rs) })
+	asked := make(chan []Holder, 100)
+	l.OnPressure(func(rs []Holder, _ bool) { asked <- slices.Clone(rs) })
 	check(t, l.Create([]Creation{voter(4), voter(5), voter(6)}))
 	for i := ident.Index(0); len(asked) == 0; i++ {
 		if s := settled(t, l); s.TotalBytes > o.MaxBytes/2+testFile {
@@ -84,7 +84,8 @@ func TestPressure(t *testing.T) {
 		check(t, add(l, 5, HardState{1, 0, 1 + i}, run(5, 2+i, 1, 1, 2000)))
 		check(t, add(l, 6, HardState{1, 0, 1 + i}, run(6, 2+i, 1, 1, 1000)))
 	}
-	if got := <-asked; !slices.Equal(got, []ident.ReplicaID{4, 5, 6}) {
+	got := <-asked
+	if len(got) != 3 || got[0] != (Holder{Replica: 4}) || got[1].Replica != 5 || got[2].Replica != 6 || got[1].UpTo < 5 || got[1].UpTo > l.Replica(5).LastIndex() {
 		t.Fatalf("asked %v", got)
 	}
 	before := l.Stats()

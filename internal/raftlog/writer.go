@@ -66,7 +66,7 @@ func (l *Log) syncLoop() {
 func (l *Log) collect(ops []op, trims []*replica) ([]op, []*replica, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.waiting) == 0 && !l.wake && !l.closing && l.w.move == nil {
+	for !l.wake && !l.closing && l.w.move == nil {
 		l.cond.Wait()
 	}
 	l.wake = false

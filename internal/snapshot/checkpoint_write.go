@@ -72,7 +72,9 @@ func writeTmp(fs vfs.FS, tmp string, ck *Checkpoint, codec Codec, writeBlob func
 
 	head := appendHeader(nil, ck, codec)
 	headCRC := binary.BigEndian.Uint32(head[len(head)-4:])
-	out := &blockWriter{f: f, buf: make([]byte, 0, writeBlock)}
+	block := blocks.Get().(*[]byte)
+	defer blocks.Put(block)
+	out := &blockWriter{f: f, buf: (*block)[:0]}
 	if _, err := out.Write(head); err != nil {
 		return info, err
 	}
@@ -94,6 +96,9 @@ func writeTmp(fs vfs.FS, tmp string, ck *Checkpoint, codec Codec, writeBlob func
 	invariant.Point("snapshot.checkpoint.synced")
 	return WriteInfo{FileBytes: out.n, RawBytes: raw, StoredBytes: foot.stored}, nil
 }
+
+// blocks are kept: to clear one costs more than a small checkpoint takes to encode.
+var blocks = sync.Pool{New: func() any { b := make([]byte, 0, writeBlock); return &b }}
 
 // encoders are kept: making one clears a few MiB, which costs more than a small blob.
 var encoders = sync.Pool{New: func() any {

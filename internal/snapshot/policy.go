@@ -80,6 +80,8 @@ type TrimInput struct {
 	// KeepEntries and KeepBytes are kept, counted back from Snapshot. The smaller wins.
 	KeepEntries uint64
 	KeepBytes   int64
+	// Yield: entries up to it are not kept. 0: none.
+	Yield ident.Index
 	// Followers are the other replicas; empty on a follower.
 	Followers []Follower
 	// HoldBytes is how much log an alive follower that lags may hold in all.
@@ -98,7 +100,7 @@ func TrimTo(in TrimInput) ident.Index {
 	if top <= none {
 		return none
 	}
-	to := max(keepFrom(in, none), none)
+	to := max(keepFrom(in, none), min(in.Yield, in.Snapshot), none)
 	to = min(to, top)
 	limit := to
 	for _, f := range in.Followers {

@@ -17,7 +17,7 @@ import (
 //
 //   - an answer of apply to raft (reportApplied), but one that a read or a new leader waits for, that has a
 //     membership change, or without which raft would hold entries back;
-//   - what a follower applies (postEntries): the fewer the writes, the less they cost;
+//   - what a follower applies (postEntries), but of the metadata: the fewer the writes, the less they cost;
 //   - an acknowledgement of what is committed anyway (canWait), but where the leader has more to send or a
 //     proposal waits for more than a majority;
 //   - the commit index alone in the log (storageAppend): its append goes with the next batch;

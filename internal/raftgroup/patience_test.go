@@ -118,6 +118,29 @@ func TestNobodyWaitsForATick(t *testing.T) {
 	})
 }
 
+// Nodes wait for the metadata: its followers hear of a commit, and apply it, at once.
+func TestMetadataIsAppliedAtOnce(t *testing.T) {
+	inCluster(t, 3, nil, func(c *cluster) {
+		ms := members(3)
+		for _, m := range ms {
+			s := specFor(m, ms)
+			s.Priority = true
+			must(t, c.nodes[m.Node].host.Create([]Spec{s}))
+			c.nodes[m.Node].host.Start(testGroup)
+		}
+		c.fill("k", 0, 5)
+		f := c.follower()
+		for i := range 20 {
+			key := fmt.Sprint("m", i)
+			c.put(key, "v")
+			time.Sleep(20 * time.Millisecond)
+			if f.sm().Get(key) != "v" {
+				t.Fatalf("%s is not applied on node %d", key, f.id)
+			}
+		}
+	})
+}
+
 // A follower that has much to catch up with gets it at the speed of its disk, though every acknowledgement is of
 // what is committed already.
 func TestCatchingUpDoesNotWaitForTicks(t *testing.T) {

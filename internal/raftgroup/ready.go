@@ -220,7 +220,7 @@ func (r *Replica) handleReady(o *outbox) {
 				r.storageAppend(m)
 			case raft.LocalApplyThread:
 				it := applyItem{entries: m.GetEntries(), reported: m.GetEntries(), responses: m.GetResponses()}
-				r.as.postEntries(r, it, rs.role != raft.StateLeader)
+				r.as.postEntries(r, it, rs.role != raft.StateLeader && !r.spec.Priority)
 			default:
 				if r.isNeedless(m, last) {
 					continue

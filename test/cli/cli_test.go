@@ -337,31 +337,34 @@ func listings(t *testing.T, c *harness.Cluster) {
 
 // damage: a byte that changes in a replica's file is found by verify, which names
 // the file, and the replica is replaced by a good one.
+// flipOne damages the last occurrence of a text in a node's segments, and returns the file's name.
+func flipOne(dir, text string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "replicas", "*", "g*", "*.seg"))
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return "", err
+		}
+		if at := bytes.LastIndex(b, []byte(text)); at >= 0 {
+			b[at] ^= 1
+			return f, os.WriteFile(f, b, 0o600)
+		}
+	}
+	return "", fmt.Errorf("none of %v has it", files)
+}
+
 func damage(t *testing.T, c *harness.Cluster) {
 	must(t, c, "", "topic", "create", "hurt", "--partitions", "1")
 	must(t, c, strings.Repeat("precious\n", 1000), "produce", "hurt")
 	must(t, c, "", "verify", "hurt")
-	files, err := filepath.Glob(filepath.Join(c.Node(3).Dir, "replicas", "*", "g*", "*.seg"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	hurt := ""
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if at := bytes.LastIndex(b, []byte("precious")); at >= 0 {
-			b[at] ^= 1
-			hurt = f
-			if err := os.WriteFile(f, b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if hurt == "" {
-		t.Fatalf("no file of node 3 has the records: %v", files)
-	}
+	var hurt string
+	c.Eventually(5*time.Second, "a file of node 3 has the records", func() (err error) {
+		hurt, err = flipOne(c.Node(3).Dir, "precious")
+		return err
+	})
 	fails(t, c, "hurt-0: node 3: 500", "verify", "hurt")
 	c.Eventually(20*time.Second, "the replica is replaced", func() error {
 		if r := do(t, c, nil, "verify", "hurt"); r.code != 0 || strings.Contains(r.out, "false") {

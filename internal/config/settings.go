@@ -75,7 +75,7 @@ var settings = []setting{
 		func(c *Config) *Size { return &c.Snapshot.HoldBytes }),
 	enumSetting("snapshot.compression", "zstd", "Compression of a snapshot's state on disk.",
 		func(c *Config) *string { return &c.Snapshot.Compression }, "zstd", "gzip", "none"),
-	intSetting("snapshot.max_concurrent", "2", 1, 1000, "Snapshots that are taken, sent or received at a time. A small one, of at most 1 MiB, counts an eighth.",
+	intSetting("snapshot.max_concurrent", "2", 1, 1000, "Snapshots that are taken, sent or received at a time. One of at most 1 MiB counts an eighth: of what is to be moved, or of entries since the last.",
 		func(c *Config) intPtr { return ref(&c.Snapshot.MaxConcurrent) }),
 	sizeSetting("snapshot.max_bytes_per_second", "0", 0, 1<<50, "How fast snapshots are sent. 0: as fast as they can.",
 		func(c *Config) *Size { return &c.Snapshot.MaxBytesPerSecond }),

@@ -22,7 +22,7 @@ const spaceRetry = time.Second
 type applySide struct {
 	mu    sync.Mutex
 	queue []applyItem
-	// size of the entries in queue, in bytes.
+	// size of the entries queued since the last pass, in bytes.
 	size int
 	// queued: on an apply worker. paused: waits for disk space (rule 31).
 	queued, paused bool
@@ -44,9 +44,7 @@ type applySide struct {
 
 // applyItem is one thing for the apply worker, done in order.
 type applyItem struct {
-	entries []*pb.Entry
-	// reported are the entries that the responses tell raft of.
-	reported  []*pb.Entry
+	entries   []*pb.Entry
 	responses []*pb.Message
 	install   *install
 	fn        func()

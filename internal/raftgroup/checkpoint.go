@@ -20,8 +20,8 @@ const checkpointRetry = 5 * time.Second
 // the disk to confirm little, and log pressure asks for those of a thousand groups at once.
 const smallCheckpoint = 1 << 20
 
-// checkpointShares is how many small checkpoints are written in place of a large one, of which there are at most so many.
-func checkpointShares(concurrent int) int { return min(8, max(1, 64/concurrent)) }
+// checkpointShares is how many small checkpoints are written in place of a large one.
+const checkpointShares = 8
 
 // logPressure is why a checkpoint is taken that the raftlog asks for.
 const logPressure = "log pressure"
@@ -125,7 +125,7 @@ func (r *Replica) checkpointNow(why string, done func(ident.Index, error)) {
 	a.ckpt.bytes = 0
 	units := 1
 	if job.bytes > smallCheckpoint {
-		units = checkpointShares(r.h.opt.Policy.MaxConcurrent)
+		units = checkpointShares
 	}
 	r.h.bg.run(units, job.run)
 	job.stall = time.Since(start)

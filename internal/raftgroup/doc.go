@@ -24,6 +24,7 @@
 //
 // A pass of a raft worker steps what waits, proposals first, then hands on what
 // raft has ready; messages of all groups in a pass share frames by (node, class).
+// What nobody waits for makes no pass, frame or sync of its own: patience.go.
 //
 // # Proposals
 //

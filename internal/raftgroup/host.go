@@ -70,7 +70,7 @@ func NewHost(opt Options) (*Host, error) {
 		up:        make(map[ident.NodeID]transport.PeerInfo),
 		timers:    newTimers(),
 		contacts:  newContacts(),
-		bg:        newBackground(opt.Policy.MaxConcurrent * checkpointShares(opt.Policy.MaxConcurrent)),
+		bg:        newBackground(opt.Policy.MaxConcurrent * checkpointShares),
 		pins:      newBackground(1),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())

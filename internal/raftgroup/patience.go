@@ -46,9 +46,11 @@ const entryOverhead = 32
 func (r *Replica) reportApplied(it *applyItem) {
 	a := &r.as
 	change := false
-	for _, e := range it.reported {
-		a.unreported += len(e.GetData()) + entryOverhead
-		change = change || e.GetType() != pb.EntryNormal
+	for _, m := range it.responses {
+		for _, e := range m.GetEntries() {
+			a.unreported += len(e.GetData()) + entryOverhead
+			change = change || e.GetType() != pb.EntryNormal
+		}
 	}
 	ev := localEvent{responses: it.responses}
 	if change || a.unreported >= maxUnreported || uint64(a.index) >= r.awaited.Load() {
@@ -108,6 +110,9 @@ func (r *Replica) sentEntries(followers int) {
 // something may have got lost, and raft's next append to it is to be sent whatever it brings.
 func (r *Replica) answered(m *pb.Message) {
 	rs := &r.rs
+	if _, ok := rs.mem.find(ident.ReplicaID(m.GetFrom())); !ok || rs.role != raft.StateLeader {
+		return
+	}
 	at := slices.Index(rs.acked, m.GetFrom())
 	switch {
 	case m.GetType() == pb.MsgAppResp && at < 0 && !m.GetReject():

@@ -165,26 +165,6 @@ func TestCatchingUpDoesNotWaitForTicks(t *testing.T) {
 	})
 }
 
-// A joint configuration is left at once.
-func TestJointIsLeftWithoutATick(t *testing.T) {
-	inCluster(t, 4, nil, func(c *cluster) {
-		c.create(3)
-		c.fill("k", 0, 5)
-		fresh := Member{Replica: 99, Node: 4, Store: storeOf(4, 0)}
-		must(t, c.nodes[4].host.Create([]Spec{specFor(fresh, nil)}))
-		c.nodes[4].host.Start(testGroup)
-		c.change(func(l *Replica, w Waiter) { l.AddLearner(fresh, 1, ProposeOptions{}, w) })
-		c.eventually("caught up", func() bool { return c.nodes[4].sm().Len() == 5 })
-		out := c.follower().replica().ID()
-		c.change(func(r *Replica, w Waiter) { r.ReplaceVoter(fresh, out, 1, ProposeOptions{}, w) })
-		start := time.Now()
-		c.eventually("three members", func() bool { return len(c.leader().replica().Status().Members) == 3 })
-		if took := time.Since(start); took > 50*time.Millisecond {
-			t.Errorf("after %v", took)
-		}
-	})
-}
-
 // A group under pressure whose checkpoint lies beyond the file that is to become free takes none: it gives
 // up what it keeps there behind the checkpoint, and no more.
 func TestPressureWithinTheCheckpointTrimsOnly(t *testing.T) {

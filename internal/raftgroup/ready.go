@@ -209,7 +209,7 @@ func (r *Replica) handleReady(o *outbox) {
 		if rd.SoftState != nil {
 			r.softState(rd.SoftState)
 		}
-		last := rs.last
+		last := rs.last // with what this Ready appends
 		if n := len(rd.Entries); n > 0 {
 			last = ident.Index(rd.Entries[n-1].GetIndex())
 		}
@@ -219,7 +219,7 @@ func (r *Replica) handleReady(o *outbox) {
 			case raft.LocalAppendThread:
 				r.storageAppend(m)
 			case raft.LocalApplyThread:
-				it := applyItem{entries: m.GetEntries(), reported: m.GetEntries(), responses: m.GetResponses()}
+				it := applyItem{entries: m.GetEntries(), responses: m.GetResponses()}
 				r.as.postEntries(r, it, rs.role != raft.StateLeader && !r.spec.Priority)
 			default:
 				if r.isNeedless(m, last) {
@@ -254,7 +254,7 @@ func (r *Replica) softState(ss *raft.SoftState) {
 
 func (r *Replica) leadershipLost() {
 	rs := &r.rs
-	rs.termStart, rs.notable = 0, 0
+	rs.termStart, rs.notable, rs.acked = 0, 0, nil
 	r.serving.Store(false)
 	r.waiters.fail(rs.hs.Commit, ErrLeadershipLost)
 	rs.reads.fail(ErrLeadershipLost)

@@ -335,8 +335,6 @@ func listings(t *testing.T, c *harness.Cluster) {
 	}
 }
 
-// damage: a byte that changes in a replica's file is found by verify, which names
-// the file, and the replica is replaced by a good one.
 // flipOne damages the last occurrence of a text in a node's segments, and returns the file's name.
 func flipOne(dir, text string) (string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "replicas", "*", "g*", "*.seg"))
@@ -356,6 +354,8 @@ func flipOne(dir, text string) (string, error) {
 	return "", fmt.Errorf("none of %v has it", files)
 }
 
+// damage: a byte that changes in a replica's file is found by verify, which names
+// the file, and the replica is replaced by a good one.
 func damage(t *testing.T, c *harness.Cluster) {
 	must(t, c, "", "topic", "create", "hurt", "--partitions", "1")
 	must(t, c, strings.Repeat("precious\n", 1000), "produce", "hurt")

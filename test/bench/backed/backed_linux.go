@@ -35,6 +35,7 @@ const (
 
 // Reserve is memory that the host has given, for others to use. Its methods may be called from any goroutine.
 type Reserve struct {
+	most int64 // bytes that it is to hold
 	mu   sync.Mutex
 	held [][]byte
 	// fed is what others used when there was as much free as there should be, in bytes.
@@ -45,9 +46,11 @@ type Reserve struct {
 }
 
 // NewReserve returns one that holds nothing until Refill.
-func NewReserve() *Reserve {
+func NewReserve() *Reserve { return newReserve(enough) }
+
+func newReserve(most int64) *Reserve {
 	ctx, stop := context.WithCancel(context.Background())
-	r := &Reserve{stop: stop}
+	r := &Reserve{most: most, stop: stop}
 	r.wg.Go(func() { r.feed(ctx) })
 	return r
 }
@@ -66,7 +69,7 @@ func (r *Reserve) Close() {
 func (r *Reserve) Refill(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.held)*piece < enough && ctx.Err() == nil {
+	for int64(len(r.held))*piece < r.most && ctx.Err() == nil {
 		info, err := meminfo()
 		if err != nil {
 			return err

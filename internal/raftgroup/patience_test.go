@@ -69,11 +69,9 @@ func TestLostAppendIsFoundOut(t *testing.T) {
 		c.fill("k", 0, 5)
 		f := c.follower()
 		for round := range 5 {
-			lost := false
+			var lost atomic.Bool
 			f.setFilter(func(_ transport.PeerInfo, it item) bool {
-				drop := !lost && it.msg != nil && len(it.msg.GetEntries()) > 0
-				lost = lost || drop
-				return drop
+				return it.msg != nil && len(it.msg.GetEntries()) > 0 && lost.CompareAndSwap(false, true)
 			})
 			// With an entry before or behind it, and alone.
 			for i := range round%3 + 1 {
@@ -81,7 +79,7 @@ func TestLostAppendIsFoundOut(t *testing.T) {
 			}
 			start := time.Now()
 			c.eventually("the follower has it", func() bool {
-				return lost && f.replica().Status().AppliedIndex == c.leader().replica().Status().LastIndex
+				return lost.Load() && f.replica().Status().AppliedIndex == c.leader().replica().Status().LastIndex
 			})
 			if took := time.Since(start); took > time.Second {
 				t.Errorf("round %d: after %v", round, took)

@@ -218,17 +218,18 @@ func (b *bench) measure(ctx context.Context, rounds int, profile string, port in
 	return b.report(all)
 }
 
-// round measures the machine, then the nodes. Each finds memory that the host need not give first.
+// round measures the machine, then the nodes. Each finds memory that the host need not give first, and nothing
+// in the page cache of what was measured before it.
 func (b *bench) round(ctx context.Context, port int, measuring func()) (*round, error) {
 	r := &round{}
 	var err error
-	if err = b.reserve.Refill(ctx); err != nil {
+	if err = b.fresh(ctx); err != nil {
 		return nil, err
 	}
 	if r.loop, r.fsync, r.bare, err = b.limit(ctx); err != nil {
 		return nil, err
 	}
-	if err := b.reserve.Refill(ctx); err != nil {
+	if err := b.fresh(ctx); err != nil {
 		return nil, err
 	}
 	measuring()
@@ -258,6 +259,14 @@ func (b *bench) round(ctx context.Context, port int, measuring func()) (*round, 
 	single, err := b.produce(ctx, "single", "--single")
 	r.single = single.P50Millis
 	return r, err
+}
+
+// fresh makes the memory what it was when the first round began.
+func (b *bench) fresh(ctx context.Context) error {
+	if _, err := backed.DropCache(b.dir); err != nil {
+		return err
+	}
+	return b.reserve.Refill(ctx)
 }
 
 func (b *bench) report(all []round) error {

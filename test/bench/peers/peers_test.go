@@ -309,21 +309,6 @@ func TestTargetsNameParts(t *testing.T) {
 	}
 }
 
-func TestDropFile(t *testing.T) {
-	file := filepath.Join(".", "drop-test.tmp") // not on a memory file system, which keeps its pages
-	if err := os.WriteFile(file, make([]byte, 8<<20), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.Remove(file) })
-	stayed, err := dropFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if stayed > 1<<20 {
-		t.Errorf("%d bytes stay in the page cache", stayed)
-	}
-}
-
 func TestValues(t *testing.T) {
 	v := newValues(100, false)
 	due := time.Unix(5, 6)

@@ -5,17 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"chronik/test/bench/backed"
 )
 
 // node is one server process and what starts it again on the same data.
@@ -193,47 +191,14 @@ func (b *bench) dropCache(ctx context.Context, c *cluster) (stayed int64, err er
 	return stayed, b.reserve.Refill(ctx)
 }
 
-// dropCache writes every file of the nodes to the disk and takes its pages out of
-// the page cache. It returns the bytes that stayed there.
+// dropCache takes the nodes' files out of the page cache. It returns the bytes that stayed there.
 func (c *cluster) dropCache() (stayed int64, err error) {
 	for _, n := range c.nodes {
-		err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // files come and go
-			}
-			if err != nil || !d.Type().IsRegular() {
-				return err
-			}
-			left, err := dropFile(path)
-			stayed += left
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		})
+		left, err := backed.DropCache(n.dir)
+		stayed += left
 		if err != nil {
 			return stayed, err
 		}
 	}
 	return stayed, nil
-}
-
-func dropFile(path string) (stayed int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = f.Close() }()
-	fd := int(f.Fd())
-	if err := unix.Fdatasync(fd); err != nil { // dirty pages would stay
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	var st unix.Cachestat_t
-	if err := unix.Cachestat(uint(fd), &unix.CachestatRange{}, &st, 0); err != nil {
-		return 0, nil // a kernel before 6.5 does not say
-	}
-	return int64(st.Cache) * int64(os.Getpagesize()), nil
 }

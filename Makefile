@@ -112,8 +112,8 @@ bench: ## throughput and latency against the bare loop of the same run
 bench-guard: ## fail if a byte or a record costs far more than it did, as multiples of what the machine asks for the bare work in the same run
 	go run ./test/bench -rounds 3 -seconds 3 -most 3 -dearest 7
 
-bench-peers: ## beside Apache Kafka and NATS, into docs/benchmarks.md (java, mvn; PART=all ONLY=REGEXP ROUNDS=5 SECONDS=5 WARM=5 BYTES=1000000000)
-	go run ./test/bench/peers -part '$(or $(PART),all)' -only '$(ONLY)' -rounds $(or $(ROUNDS),5) -seconds $(or $(SECONDS),5) -warm $(or $(WARM),5) -bytes $(or $(BYTES),1000000000) $(PEERSFLAGS)
+bench-peers: ## beside Apache Kafka and NATS, into docs/benchmarks.md (java, mvn; PART=all ONLY=REGEXP ROUNDS=5 SECONDS=5 WARM=60 BYTES=1000000000)
+	go run ./test/bench/peers -part '$(or $(PART),all)' -only '$(ONLY)' -rounds $(or $(ROUNDS),5) -seconds $(or $(SECONDS),5) -warm $(or $(WARM),60) -bytes $(or $(BYTES),1000000000) $(PEERSFLAGS)
 
 bench-snapshot: ## what snapshots cost, and which threshold to choose, into docs/benchmarks.md
 	go build -o bin/chronik ./cmd/chronik

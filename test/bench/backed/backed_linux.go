@@ -23,8 +23,9 @@ import (
 )
 
 const (
-	// enough is what a cluster of three and its page cache need for some ten seconds of full load.
-	enough = 12 << 30
+	// enough is what a cluster of three and its page cache fill in about a minute of full load. On a machine
+	// with less it is everything: then the page cache ends with all of it, and goes on in pages that it had before.
+	enough = 32 << 30
 	piece  = 4 << 20
 	// ahead is how much is freed before it is needed: less than that is used between two looks.
 	ahead = 8 * piece

@@ -22,6 +22,11 @@ import (
 	"chronik/test/bench/backed"
 )
 
+// steady is after how many seconds of full load figures stay what they are. On two cores a JVM has compiled
+// its hot paths by then (Kafka's throughput is up to twice what it is after 5 s), and the page cache has taken all memory, so
+// that nothing waits for the host to give more.
+const steady = 60
+
 // bench is one run of the command.
 type bench struct {
 	dir     string // for everything that does not stay
@@ -61,7 +66,7 @@ func main() {
 	who := flag.String("peers", "chronik,kafka,kafka-flush,nats", "which servers, in the order of a round")
 	flag.IntVar(&b.rounds, "rounds", 5, "interleaved rounds")
 	seconds := flag.Float64("seconds", 5, "seconds of each measurement")
-	warm := flag.Float64("warm", 5, "seconds of the same load before each measurement")
+	warm := flag.Float64("warm", steady, "seconds of the same load before each measurement")
 	data := flag.String("data", ".", "a directory on the disk to measure")
 	flag.Int64Var(&b.fill, "bytes", 1_000_000_000, "bytes of data for cold reads and restarts")
 	flag.IntVar(&b.port, "base-port", 28092, "ports from here to 300 above are used")

@@ -218,11 +218,21 @@ func (p *chronikPeer) prepare(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", p.exe, "chronik/cmd/chronik").CombinedOutput(); err != nil {
 		return fmt.Errorf("build chronik: %w: %s", err, out)
 	}
-	p.at = "unknown"
-	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output(); err == nil {
-		p.at = strings.TrimSpace(string(out))
-	}
+	p.at = commit(ctx)
 	return nil
+}
+
+// commit names the sources that are measured: dirty if they differ from it in more than what this command writes.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	at := strings.TrimSpace(string(out))
+	if exec.CommandContext(ctx, "git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)docs", ":(top,exclude)test/bench/results").Run() != nil {
+		at += "-dirty"
+	}
+	return at
 }
 
 func (p *chronikPeer) layout(_ context.Context, dir string, nodes, port int) ([]*node, error) {

@@ -435,5 +435,6 @@ func demoClient(seeds string, opts ...kgo.Opt) (*kgo.Client, error) {
 	return kgo.NewClient(append([]kgo.Opt{
 		kgo.SeedBrokers(addrs...), kgo.ClientID("chronik-demo"), kgo.DialTimeout(time.Second), kgo.MetadataMinAge(50 * time.Millisecond),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
+		kgo.AlwaysRetryEOF(), // a node that is killed right after it was connected to looks like one that wants TLS
 	}, opts...)...)
 }

@@ -175,7 +175,7 @@ func (e *env) oneLife(ctx context.Context, topic string, life int) bool {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(e.c.Bootstrap()...), kgo.DefaultProduceTopic(topic), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond),
 		kgo.MetadataMinAge(20*time.Millisecond), kgo.UnknownTopicRetries(-1),
-		kgo.ProduceRequestTimeout(time.Second), kgo.RequestTimeoutOverhead(time.Second))
+		kgo.ProduceRequestTimeout(time.Second), kgo.RequestTimeoutOverhead(time.Second), kgo.AlwaysRetryEOF())
 	if err != nil {
 		e.t.Error(err)
 		return false

@@ -569,6 +569,7 @@ func (c *Cluster) Client(opts ...kgo.Opt) *kgo.Client {
 	cl, err := kgo.NewClient(append([]kgo.Opt{
 		kgo.SeedBrokers(c.Bootstrap()...), kgo.MetadataMinAge(50 * time.Millisecond), kgo.DialTimeout(2 * time.Second),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
+		kgo.AlwaysRetryEOF(), // a node that is killed right after it was connected to looks like one that wants TLS
 	}, opts...)...)
 	if err != nil {
 		c.TB.Fatal(err)

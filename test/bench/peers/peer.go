@@ -85,7 +85,7 @@ func client(seeds []string, opts ...kgo.Opt) (*kgo.Client, error) {
 	return kgo.NewClient(append([]kgo.Opt{
 		kgo.SeedBrokers(seeds...), kgo.MetadataMinAge(50 * time.Millisecond),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }), kgo.UnknownTopicRetries(-1),
-		kgo.DialTimeout(time.Second),
+		kgo.DialTimeout(time.Second), kgo.AlwaysRetryEOF(),
 	}, opts...)...)
 }
 

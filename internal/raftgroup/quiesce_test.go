@@ -701,7 +701,9 @@ func (x *chaos) idleRound() {
 		}
 		return true
 	})
-	c.within(15*time.Second, "all rest", c.allRest)
+	// A snapshot that a receiver gave up, because another leader had what it lacks, is kept for it for two
+	// minutes, and a leader with one does not rest.
+	c.within(3*time.Minute, "all rest", c.allRest)
 	x.seq++
 	c.put(fmt.Sprintf("end%d", x.seq), "1")
 	x.acked[fmt.Sprintf("end%d", x.seq)] = "1"
